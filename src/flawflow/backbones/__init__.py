@@ -1,0 +1,6 @@
+"""Frozen networks that turn images into feature maps: timm models by name, and a hand-made filter bank."""
+
+from flawflow.backbones.backbone import Backbone, build_backbone, default_spec
+from flawflow.backbones.spec import FILTERS, BackboneSpec
+
+__all__ = ["FILTERS", "Backbone", "BackboneSpec", "build_backbone", "default_spec"]

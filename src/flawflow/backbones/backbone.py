@@ -1,0 +1,183 @@
+"""The frozen network that turns images into feature maps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flawflow.backbones.filters import FilterBank
+from flawflow.backbones.spec import FILTERS, BackboneSpec
+from flawflow.backbones.weights import UNUSED, fetch_tensors, hash_tensors, pick_tensors, read_tensors
+from flawflow.errors import OptionError
+
+MIN_SIZE = 32
+
+
+class Backbone(nn.Module):
+    """A frozen network, always in evaluation mode, that makes feature maps of uint8 images.
+
+    Attributes:
+        spec: what it was built from.
+        size: side of the square input, in pixels.
+        channels: channels of the feature map, even.
+        grid: rows and columns of the feature map.
+        weights_hash: sha256 (hex) of the weights in use, the same whichever file they came in.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        size: int,
+        *,
+        levels: nn.Module,
+        shapes: Sequence[tuple[int, int, int]],
+        norm: tuple[Sequence[float], Sequence[float]],
+        weights: dict[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.spec, self.size = spec, size
+        self.channels, self.grid = _joined_shape(spec, size, shapes)
+        self.weights_hash = hash_tensors(weights)
+        self.levels = levels
+        held = self._held()
+        # what was resampled to this input size is kept as it came, so that the hash holds at any size
+        self._originals = {
+            name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape
+        }
+        self.register_buffer("mean", torch.tensor(norm[0]).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(norm[1]).view(1, 3, 1, 1) * 255), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "Backbone":  # noqa: ARG002
+        """Stays in evaluation mode, whatever is asked."""
+        return super().train(False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The float32 tensors in use, on the CPU, as they came: what `weights_hash` is the hash of.
+
+        Those of a timm model have timm's names: saved as safetensors they are a file for `build_backbone`.
+        """
+        return self._held() | self._originals
+
+    def _held(self) -> dict[str, Tensor]:
+        network = getattr(self.levels, "network", self.levels)
+        return {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in network.state_dict().items()
+            if not name.endswith(UNUSED)
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB images uint8 (B, S, S, 3) → feature map float32 (B, C, h, w); normalises them itself."""
+        if images.dtype != torch.uint8 or images.shape[1:] != (self.size, self.size, 3):
+            side = self.size
+            raise OptionError(
+                f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)"
+            )
+        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        return join_levels(self.levels(pixels), self.grid, self.spec.smooth)
+
+
+def join_levels(levels: Sequence[Tensor], grid: tuple[int, int], smooth: int) -> Tensor:
+    """Maps (B, Cᵢ, hᵢ, wᵢ) → float32 (B, ΣCᵢ, h, w): averaged over `smooth` cells, resized, joined."""
+    maps = []
+    for level in levels:
+        features = level.float()
+        if smooth > 1:
+            features = functional.avg_pool2d(features, smooth, 1, smooth // 2, count_include_pad=False)
+        if features.shape[-2:] != grid:
+            features = functional.interpolate(features, grid, mode="bilinear", align_corners=False)
+        maps.append(features)
+    return torch.cat(maps, dim=1).contiguous()
+
+
+def _joined_shape(
+    spec: BackboneSpec, size: int, shapes: Sequence[tuple[int, int, int]]
+) -> tuple[int, tuple[int, int]]:
+    channels = sum(shape[0] for shape in shapes)
+    if channels % 2:
+        raise OptionError(
+            f"taps {spec.taps} of {spec.name} give {channels} channels: expected an even number"
+        )
+    if spec.stride is None:
+        return channels, max(shape[1:] for shape in shapes)
+    if size % spec.stride:
+        raise OptionError(f"backbone stride {spec.stride}: expected a divisor of the image size {size}")
+    return channels, (size // spec.stride, size // spec.stride)
+
+
+def build_backbone(spec: BackboneSpec, size: int, weights: Path | None = None) -> Backbone:
+    """Builds a backbone on the CPU.
+
+    Args:
+        spec: which network, tapped where.
+        size: side of the square input images, in pixels.
+        weights: safetensors file or plain tensor state dict under timm's names; None = timm's
+            pretrained weights, from its cache or over the network.
+
+    Raises:
+        OptionError: unknown name, tap or size out of range, odd number of channels.
+        WeightsError: weights missing, partial, of another network, or out of reach.
+    """
+    if size < MIN_SIZE:
+        raise OptionError(f"image size {size}: expected at least {MIN_SIZE} pixels")
+    if spec.name == FILTERS:
+        return _build_filters(spec, size, weights)
+    return _build_timm(spec, size, weights)
+
+
+def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:
+    if weights is not None:
+        raise OptionError(
+            f"the {FILTERS} backbone has no weights: leave {weights} out or name another backbone"
+        )
+    bank = FilterBank(spec.taps)
+    shapes = _level_shapes(bank, torch.zeros(1, 3, size, size))
+    unscaled = ((0.0,) * 3, (1.0,) * 3)
+    return Backbone(spec, size, levels=bank, shapes=shapes, norm=unscaled, weights=dict(bank.state_dict()))
+
+
+def _build_timm(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:
+    import timm
+
+    from flawflow.backbones import timm_models
+
+    levels = timm_models.outline(spec, size)
+    try:
+        shapes = _level_shapes(levels, torch.empty(1, 3, size, size, device="meta"))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise OptionError(f"{spec.name} cannot take images of {size} pixels: {error}") from error
+    config: Any = timm.get_pretrained_cfg(spec.name)
+    _joined_shape(spec, size, shapes)  # a fault of the options shows before weights are fetched or read
+    tensors = fetch_tensors(spec.name) if weights is None else read_tensors(weights)
+    source = f"timm's checkpoint of {spec.name}" if weights is None else f"{weights} for {spec.name}"
+    wanted = levels.network.state_dict()
+    kept = pick_tensors(tensors, wanted, {timm_models.POSITION}, f"{source} tapped at {spec.taps}")
+    filled = timm_models.fill(levels, spec, size, kept)
+    norm = (config.mean, config.std)
+    return Backbone(spec, size, levels=filled, shapes=shapes, norm=norm, weights=kept)
+
+
+def _level_shapes(levels: nn.Module, images: Tensor) -> list[tuple[int, int, int]]:
+    with torch.no_grad():
+        return [tuple(level.shape[1:]) for level in levels.eval()(images)]
+
+
+def default_spec(name: str) -> BackboneSpec:
+    """Sensible taps for a model name: see `timm_models.default_taps`; all four octaves of ``"filters"``.
+
+    Raises:
+        OptionError: unknown name.
+    """
+    if name == FILTERS:
+        return BackboneSpec(FILTERS, taps=(0, 1, 2, 3), stride=8)
+    from flawflow.backbones.timm_models import default_taps
+
+    return BackboneSpec(name, taps=default_taps(name))

@@ -1,0 +1,42 @@
+"""Which frozen network looks at the images, and where it is tapped."""
+
+from dataclasses import dataclass
+
+from flawflow.errors import OptionError
+
+FILTERS = "filters"
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """A backbone by name, its taps, and the grid they are brought to.
+
+    Attributes:
+        name: a timm model name such as ``"resnet18"`` or ``"cait_m48_448"``, or ``"filters"`` for the
+            hand-made filter bank that needs no weights.
+        taps: increasing and 0-based. Transformers: block indices, each tapped after the block and sent
+            through the model's final norm. Convolutional networks: timm's feature levels (resnet18:
+            0 stem at 1/2, 1 layer1 at 1/4, 2 layer2 at 1/8, 3 layer3 at 1/16, 4 layer4 at 1/32).
+            ``"filters"``: octaves of the filter bank, 0 (finest) to 3. Several taps are joined along
+            channels.
+        stride: input pixels per cell of the feature map; None = the finest tap's own. Levels on another
+            grid are resized bilinearly.
+        smooth: odd side, in cells, of the window each level is averaged over before the levels are
+            joined (PatchCore, Roth et al. 2022, section 3.1); 1 = none.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    name: str = "resnet18"
+    taps: tuple[int, ...] = (2, 3)
+    stride: int | None = None
+    smooth: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.taps or self.taps[0] < 0 or list(self.taps) != sorted(set(self.taps)):
+            raise OptionError(f"backbone taps {self.taps}: expected one or more increasing numbers from 0 on")
+        if self.stride is not None and self.stride < 1:
+            raise OptionError(f"backbone stride {self.stride}: expected a positive number of pixels")
+        if self.smooth < 1 or self.smooth % 2 == 0:
+            raise OptionError(f"backbone smooth {self.smooth}: expected an odd number of cells, 1 for none")

@@ -1,0 +1,262 @@
+"""The detector: backbone, flow and the scores of held-out good parts, in one file; it inspects images."""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from flawflow.backbones import FILTERS, Backbone, build_backbone
+from flawflow.calibration import p_value
+from flawflow.errors import DetectorFileError, OptionError, WeightsError
+from flawflow.files import atomic_write
+from flawflow.flow import Flow
+from flawflow.images import read_image, resize_image
+from flawflow.recipe import Recipe
+from flawflow.scoring import enlarge, image_scores, location_scores, smooth
+from flawflow.types import AnomalyMap, Image
+
+FORMAT = "flawflow detector"
+FORMAT_VERSION = 1
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises OptionError for an unknown or absent device."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise OptionError(f"unknown device '{name}': expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise OptionError("device cuda was asked for, but PyTorch finds none here: use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a detector says of one image.
+
+    Attributes:
+        score: the raw image score, higher = more anomalous; nats for the score ``nll``; never clipped.
+        p_value: share of normal images that would score as high, in (0, 1]: conformal, from held-out good images.
+        anomaly_map: float32 (size, size), higher = more anomalous, in the units of the score.
+    """
+
+    score: float
+    p_value: float
+    anomaly_map: AnomalyMap
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What held-out good images scored, for p-values and for the colours of a heat map.
+
+    Attributes:
+        image_scores: one score a held-out image, ascending.
+        map_median, map_high: median and 99.9 % quantile of their map values.
+    """
+
+    image_scores: tuple[float, ...]
+    map_median: float
+    map_high: float
+
+
+class Detector:
+    """A fitted detector.
+
+    Args:
+        recipe: every choice of the fit.
+        backbone: the frozen network.
+        flow: the trained flow.
+        calibration: scores of held-out good images; None until they have been scored.
+        provenance: where it comes from, JSON values.
+        weights_file: the file that the backbone's weights came from, if any; tried again when the detector is loaded.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        flow: Flow,
+        calibration: Calibration,
+        provenance: Mapping[str, Any],
+        weights_file: Path | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.backbone = backbone.eval()
+        self.flow = flow.eval()
+        self.calibration = calibration
+        self.provenance = dict(provenance)
+        self.weights_file = weights_file
+
+    @property
+    def device(self) -> torch.device:
+        """Where the flow and the backbone compute."""
+        return next(self.flow.parameters(), torch.empty(0)).device
+
+    def inspect(self, images: Sequence[Image | Path] | Image | Path) -> list[Inspection]:
+        """Inspect one image or several, each an RGB array uint8 (H, W, 3) of any size or a file.
+
+        Raises:
+            ImageError: a file cannot be read, or an array is not an RGB image.
+        """
+        if isinstance(images, Path | np.ndarray):
+            images = [images]
+        size = self.recipe.size
+        arrays = [
+            resize_image(read_image(one) if isinstance(one, Path) else one, size) for one in images
+        ]
+        if not arrays:
+            return []
+        maps = self.score_maps(arrays)
+        scores = image_scores(maps, self.recipe.scoring.top).tolist()
+        normals = np.asarray(self.calibration.image_scores)
+        return [
+            Inspection(score, p_value(score, normals), one)
+            for score, one in zip(scores, maps.numpy(), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score_maps(self, images: Sequence[Image]) -> Tensor:
+        """Anomaly maps (B, size, size), float32 on the CPU, of images that already have the input size."""
+        batch = torch.from_numpy(np.stack(images)).to(self.device)
+        return feature_maps_to_scores(self.flow, self.backbone(batch), self.recipe).cpu()
+
+    def save(self, path: Path) -> None:
+        """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done."""
+        header = {
+            "format": FORMAT,
+            "version": str(FORMAT_VERSION),
+            "recipe": json.dumps(self.recipe.to_dict()),
+            "backbone": json.dumps(
+                {
+                    "sha256": self.backbone.weights_hash,
+                    "channels": self.backbone.channels,
+                    "weights_file": str(self.weights_file.resolve()) if self.weights_file else None,
+                }
+            ),
+            "calibration": json.dumps(
+                {
+                    "image_scores": self.calibration.image_scores,
+                    "map_median": self.calibration.map_median,
+                    "map_high": self.calibration.map_high,
+                }
+            ),
+            "provenance": json.dumps(self.provenance),
+        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.flow.state_dict().items()}
+        atomic_write(path, _with_header(tensors, header))
+
+    @staticmethod
+    def load(path: Path, weights: Path | None = None, device: DeviceName = "auto") -> "Detector":
+        """Read a detector file.
+
+        Args:
+            path: the file that `save` wrote.
+            weights: the backbone's weights; None = where the fit found them.
+            device: where to compute.
+
+        Raises:
+            DetectorFileError: the file is missing, truncated, foreign or of another version.
+            WeightsError: the backbone's weights are missing or other ones than at the fit.
+        """
+        header, tensors = _read(path)
+        try:
+            recipe = Recipe.from_dict(json.loads(header["recipe"]))
+            about = json.loads(header["backbone"])
+            calibration = json.loads(header["calibration"])
+            provenance = json.loads(header["provenance"])
+            flow = Flow(about["channels"], recipe.flow, seed=0)
+            flow.load_state_dict(tensors)
+            calibration["image_scores"] = tuple(calibration["image_scores"])
+            known = Calibration(**calibration)
+        except (KeyError, TypeError, ValueError, RuntimeError) as cause:
+            raise DetectorFileError(
+                f"{path} is a detector file with contents that do not fit together ({_first_line(cause)}): "
+                "fit the detector again"
+            ) from cause
+        file = weights or _remembered(about["weights_file"], recipe.backbone.name)
+        backbone = build_backbone(recipe.backbone, recipe.size, file)
+        if backbone.weights_hash != about["sha256"]:
+            raise WeightsError(
+                f"the weights of {recipe.backbone.name} are not those that {path} was fitted with (sha256 "
+                f"{backbone.weights_hash[:12]}… came, {about['sha256'][:12]}… was expected): name the right file "
+                "with --weights"
+            )
+        target = resolve_device(device)
+        return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file)
+
+
+def feature_maps_to_scores(flow: Flow, features: Tensor, recipe: Recipe) -> Tensor:
+    """Feature maps (B, C, h, w) → anomaly maps (B, size, size), as the recipe scores and smooths them."""
+    z, log_det = flow(features)
+    maps = smooth(location_scores(z, log_det, recipe.scoring.score), recipe.scoring.sigma)
+    return enlarge(maps.float(), recipe.size)
+
+
+def calibrate(flow: Flow, features: NDArray[np.float16], recipe: Recipe, device: torch.device) -> Calibration:
+    """Score held-out good feature maps (N, C, h, w)."""
+    scores: list[float] = []
+    values: list[NDArray[np.float32]] = []
+    with torch.inference_mode():
+        for row in features:
+            features_of_one = torch.from_numpy(np.array(row[None])).to(device).float()
+            maps = feature_maps_to_scores(flow, features_of_one, recipe)
+            scores += image_scores(maps, recipe.scoring.top).tolist()
+            values.append(maps[:, ::4, ::4].cpu().numpy().ravel())
+    everything = np.concatenate(values)
+    median, high = np.quantile(everything, (0.5, 0.999)).tolist()
+    return Calibration(tuple(sorted(scores)), median, high)
+
+
+def _with_header(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    return save({name: value.clone() for name, value in tensors.items()}, dict(header))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        data = path.read_bytes()
+    except OSError as cause:
+        raise DetectorFileError(
+            f"the detector file {path} cannot be read ({cause.strerror}): name a file that 'flawflow fit' wrote"
+        ) from cause
+    try:
+        tensors = load(data)
+        length = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, struct.error) as cause:
+        raise DetectorFileError(
+            f"{path} is not a whole detector file ({len(data)} bytes, {_first_line(cause)}): it is truncated or of "
+            "another kind; copy it again or fit the detector again"
+        ) from cause
+    if header.get("format") != FORMAT:
+        raise DetectorFileError(
+            f"{path} is a safetensors file, but not a detector: name a file that 'flawflow fit' wrote"
+        )
+    if header.get("version") != str(FORMAT_VERSION):
+        raise DetectorFileError(
+            f"{path} is a detector file of version {header.get('version')}, this flawflow reads version "
+            f"{FORMAT_VERSION}: use the flawflow that wrote it, or fit the detector again"
+        )
+    return header, tensors
+
+
+def _remembered(file: str | None, name: str) -> Path | None:
+    if file is None or name == FILTERS:
+        return None
+    if not Path(file).is_file():
+        raise WeightsError(
+            f"the weights of {name} were at {file} when the detector was fitted, and are not there now: "
+            "name the file with --weights"
+        )
+    return Path(file)
+
+
+def _first_line(cause: BaseException) -> str:
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]

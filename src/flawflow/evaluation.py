@@ -1,0 +1,120 @@
+"""Detector × test images → numbers, and the files that show them."""
+
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from flawflow.detector import Detector
+from flawflow.errors import DatasetError
+from flawflow.features import ImageSource
+from flawflow.files import atomic_write
+from flawflow.images import read_mask, resize_mask
+from flawflow.metrics import image_metrics, pixel_metrics
+from flawflow.scoring import image_scores
+from flawflow.types import Category, Sample
+
+_BATCH = 8
+_WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a detector scored on the test images of a category.
+
+    Attributes:
+        samples: the test images.
+        scores: (N,) image scores.
+        maps: (N, size, size) float32 anomaly maps.
+        masks: (N, size, size) bool, all False for good images; None where a defective image has no outline.
+        metrics: image_auroc, image_ap, image_f1_max, pixel_auroc, pixel_ap, pixel_f1_max, aupro: fractions in
+            [0, 1], or None where the test images cannot tell.
+        inspect_ms: milliseconds an image, decoding included, model load excluded.
+        selected_on_test: the detector's epoch was chosen on test images, so its numbers are not honest ones.
+    """
+
+    samples: tuple[Sample, ...]
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    masks: NDArray[np.bool_] | None
+    metrics: dict[str, float | None]
+    inspect_ms: float
+    selected_on_test: bool
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """(N,) whether each image is defective."""
+        return np.array([s.is_defective for s in self.samples])
+
+
+def evaluate(detector: Detector, category: Category, progress: bool = False) -> Evaluation:
+    """Score every test image of the category and measure.
+
+    The protocol of the field: masks are resized with nearest neighbour to the input size, any non-zero pixel is
+    defective, good images count with empty masks, and pixels are pooled over the category.
+
+    Raises:
+        DatasetError: the category has no test images.
+        ImageError: an image or mask cannot be read.
+    """
+    if not category.test:
+        raise DatasetError(
+            f"'{category.name}' has no test images: expected a folder 'test' with 'good' and defective images beside "
+            "'train' (see the README)"
+        )
+    size = detector.recipe.size
+    source = ImageSource([s.path for s in category.test], size, keep=4 * _BATCH)
+    count = len(source)
+    maps = np.empty((count, size, size), np.float32)
+    scores = np.empty(count)
+    detector.score_maps([source(0)])
+    started = time.perf_counter()
+    with ThreadPoolExecutor(_WORKERS) as pool, tqdm(total=count, desc="inspecting", disable=not progress) as bar:
+        images = pool.map(source, range(count))
+        for first in range(0, count, _BATCH):
+            batch = [next(images) for _ in range(first, min(first + _BATCH, count))]
+            scored = detector.score_maps(batch)
+            maps[first : first + len(batch)] = scored.numpy()
+            scores[first : first + len(batch)] = image_scores(scored, detector.recipe.scoring.top).numpy()
+            bar.update(len(batch))
+    milliseconds = (time.perf_counter() - started) / count * 1000
+    masks = read_masks(category.test, size)
+    labels = np.array([s.is_defective for s in category.test])
+    metrics = dict(image_metrics(scores, labels))
+    metrics |= pixel_metrics(maps, masks) if masks is not None else {"pixel_auroc": None, "aupro": None}
+    on_test = detector.provenance.get("selected_on") == "test images"
+    return Evaluation(category.test, scores, maps, masks, metrics, milliseconds, on_test)
+
+
+def read_masks(samples: Sequence[Sample], size: int) -> NDArray[np.bool_] | None:
+    """(N, size, size) masks; None where a defective image has no outline file."""
+    if any(s.is_defective and s.mask_path is None for s in samples):
+        return None
+    masks = np.zeros((len(samples), size, size), np.bool_)
+    for number, sample in enumerate(samples):
+        if sample.mask_path is not None:
+            masks[number] = resize_mask(read_mask(sample.mask_path), size)
+    return masks
+
+
+def to_json(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """``{"categories": {name: numbers}, "mean": numbers}``; the mean is over the categories that have the number."""
+    names = {key for numbers in results.values() for key, v in numbers.items() if isinstance(v, int | float)}
+    mean = {}
+    for key in sorted(names - {"seed"}):
+        values = [n[key] for n in results.values() if isinstance(n.get(key), int | float) and n[key] is not True]
+        if values:
+            mean[key] = float(np.mean(values))
+    return {"categories": results, "mean": mean}
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, whole or not at all. Raises OutputError."""
+    atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())

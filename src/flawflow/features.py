@@ -1,0 +1,183 @@
+"""Images → feature maps in the store: what training and validation read. One of the files that know the order."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from flawflow.backbones import Backbone
+from flawflow.files import digest
+from flawflow.images import read_image, resize_image
+from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
+from flawflow.synthesis import SynthesisSettings, draw_synthetic
+from flawflow.types import Image, Mask
+
+_WORKERS = 2
+_STORE_FORMAT = 1
+
+
+class ImageSource:
+    """Image files by index, decoded and resized on demand; the latest ``keep`` stay in memory."""
+
+    def __init__(self, paths: Sequence[Path], size: int, keep: int = 512) -> None:
+        self.paths = tuple(paths)
+        self.size = size
+        self._keep = keep
+        self._cache: OrderedDict[int, Image] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __call__(self, index: int) -> Image:
+        with self._lock:
+            if index in self._cache:
+                self._cache.move_to_end(index)
+                return self._cache[index]
+        image = resize_image(read_image(self.paths[index]), self.size)
+        with self._lock:
+            self._cache[index] = image
+            while len(self._cache) > self._keep:
+                self._cache.popitem(last=False)
+        return image
+
+    def digests(self) -> list[str]:
+        """SHA-256 of each file's bytes."""
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            return list(pool.map(digest, self.paths))
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """Feature maps of good images and of their synthetic twins, half precision, memory-mapped.
+
+    Attributes:
+        normal: one array (N, C, h, w) a version; a single one where the versions do not differ.
+        synthetic: one array (N, C, h, w) a version; none for a fit without synthetic defects.
+        coverage: one uint8 array (N, h, w) a version: which share of a cell's pixels the defect changed, 255 = all.
+            A row of zeros is an image that the synthesis left unchanged, and is never used as a defect.
+    """
+
+    normal: tuple[NDArray[np.float16], ...]
+    synthetic: tuple[NDArray[np.float16], ...] = ()
+    coverage: tuple[NDArray[np.uint8], ...] = ()
+
+
+def grid_coverage(mask: Mask, grid: tuple[int, int]) -> NDArray[np.uint8]:
+    """Share of True pixels in each cell of the grid, (h, w), 255 = all of them."""
+    tensor = torch.from_numpy(mask.astype(np.float32))[None, None]
+    share = torch.nn.functional.adaptive_avg_pool2d(tensor, grid)[0, 0]
+    # Rounded up, so that a defect of a few pixels does not look like an unchanged image.
+    return np.ceil(share.numpy() * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureJob:
+    """One set of good images and everything that its features depend on."""
+
+    source: ImageSource
+    backbone: Backbone
+    synthesis: SynthesisSettings
+    seed: int
+    device: torch.device
+
+    def _plan(self, versions: int, with_synthetic: bool) -> list[tuple[str, str, int]]:
+        """(key, kind, version) of every shard."""
+        base: dict[str, Any] = {
+            "format": _STORE_FORMAT,
+            "images": self.source.digests(),
+            "size": self.source.size,
+            "backbone": asdict(self.backbone.spec),
+            "weights": self.backbone.weights_hash,
+        }
+        drawn = base | {"synthesis": asdict(self.synthesis), "seed": self.seed}
+        plan = []
+        if self.synthesis.sharpness > 0:
+            plan += [(make_key(drawn | {"kind": "normal", "version": v}), "normal", v) for v in range(versions)]
+        else:
+            plan += [(make_key(base | {"kind": "plain"}), "normal", 0)]
+        if with_synthetic:
+            plan += [(make_key(drawn | {"kind": "synthetic", "version": v}), "synthetic", v) for v in range(versions)]
+        return plan
+
+    def _layout(self, kind: str) -> Layout:
+        count, (height, width) = len(self.source), self.backbone.grid
+        layout = {"features": ArraySpec((count, self.backbone.channels, height, width), "float16")}
+        if kind == "synthetic":
+            layout["coverage"] = ArraySpec((count, height, width), "uint8")
+        return layout
+
+    def _draw(self, index: int, kind: str, version: int) -> tuple[Image, NDArray[np.uint8]]:
+        """The image whose features are wanted, and the coverage of its defect."""
+        nothing = np.zeros(self.backbone.grid, np.uint8)
+        if kind == "normal" and self.synthesis.sharpness == 0:
+            return self.source(index), nothing
+        drawn = draw_synthetic(self.source, len(self.source), index, version, self.seed, self.synthesis)
+        if drawn is None:
+            return self.source(index), nothing
+        if kind == "normal":
+            return drawn.normal, nothing
+        return drawn.defective, grid_coverage(drawn.mask, self.backbone.grid)
+
+    def _rows(self, kind: str, version: int, start: int, bar: "tqdm[Any]") -> Iterator[dict[str, NDArray[Any]]]:
+        batch = 1 if self.backbone.size * self.backbone.channels > 200_000 else 8
+        groups = [range(i, min(i + batch, len(self.source))) for i in range(start, len(self.source), batch)]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            ahead = [[pool.submit(self._draw, i, kind, version) for i in group] for group in groups[:2]]
+            for number in range(len(groups)):
+                if number + 2 < len(groups):
+                    ahead.append([pool.submit(self._draw, i, kind, version) for i in groups[number + 2]])
+                drawn = [future.result() for future in ahead.pop(0)]
+                maps = extract(self.backbone, [image for image, _ in drawn], self.device)
+                for features, (_, coverage) in zip(maps, drawn, strict=True):
+                    yield {"features": features, "coverage": coverage}
+                    bar.update()
+
+    def build(
+        self, store: FeatureStore, versions: int, with_synthetic: bool, say: Callable[[str], None] | None
+    ) -> FeatureSet:
+        """The features, from the store where it has them; ``say`` gets the estimate, None = silently.
+
+        Raises:
+            InputError: an image cannot be read.
+            OutputError: the store cannot be written.
+        """
+        plan = self._plan(versions, with_synthetic)
+        missing = [kind for key, kind, _ in plan if not store.has(key)]
+        if missing and say:
+            need = sum(spec.bytes for kind in missing for spec in self._layout(kind).values())
+            say(f"features: {len(missing)} × {len(self.source)} maps to compute, {need / 1e9:.2f} GB in {store.root}")
+        shards: dict[tuple[str, int], Shard] = {}
+        total = len(missing) * len(self.source)
+        with tqdm(total=total, desc="features", unit="image", disable=say is None or not missing) as bar:
+            for key, kind, version in plan:
+
+                def rows(start: int, kind: str = kind, version: int = version) -> Iterator[dict[str, NDArray[Any]]]:
+                    bar.update(start)
+                    return self._rows(kind, version, start, bar)
+
+                shards[kind, version] = store.shard(key, self._layout(kind), rows)
+        normal = [shard["features"] for (kind, _), shard in shards.items() if kind == "normal"]
+        synthetic = [shard for (kind, _), shard in shards.items() if kind == "synthetic"]
+        return FeatureSet(
+            tuple(normal),
+            tuple(shard["features"] for shard in synthetic),
+            tuple(shard["coverage"] for shard in synthetic),
+        )
+
+
+@torch.inference_mode()
+def extract(backbone: Backbone, images: Sequence[Image], device: torch.device) -> NDArray[np.float16]:
+    """Feature maps (B, C, h, w) in half precision of images that have the backbone's input size."""
+    batch = torch.from_numpy(np.stack(images)).to(device)
+    features = backbone(batch)
+    # Half precision ends at 65504; a network whose features go further would otherwise store infinities.
+    return features.clamp(-65504, 65504).to(torch.float16).cpu().numpy()

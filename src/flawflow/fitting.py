@@ -1,0 +1,243 @@
+"""From good images to a detector. One of the files that know the order: images → features → flow → detector."""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flawflow._version import __version__
+from flawflow.backbones import Backbone, build_backbone
+from flawflow.datasets import draw_shots, open_folder
+from flawflow.detector import Detector, DeviceName, calibrate, resolve_device
+from flawflow.errors import DatasetError, OptionError
+from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract
+from flawflow.flow import Flow
+from flawflow.images import read_mask, resize_mask
+from flawflow.recipe import Recipe, named_recipe
+from flawflow.store import FeatureStore, make_key, open_store
+from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
+from flawflow.training import Epoch, Validation, grid_cells, train
+from flawflow.types import Category, Sample
+
+Say = Callable[[str], None]
+LEAST_IMAGES = 4
+HELD_OUT_VERSIONS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Where features are kept.
+
+    Attributes:
+        folder: None = ``$FLAWFLOW_STORE`` or the user's cache folder.
+        limit_gb: the most the store may take; the least recently used features make room.
+        keep: False = in a temporary folder that is removed after the fit.
+    """
+
+    folder: Path | None = None
+    limit_gb: float = 50.0
+    keep: bool = True
+
+    def open(self) -> Any:
+        """The store, as a context manager."""
+        return open_store(self.folder, int(self.limit_gb * 1e9), self.keep)
+
+
+def fit(
+    images: Category | Path,
+    recipe: Recipe | str = "default",
+    *,
+    weights: Path | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    device: DeviceName = "auto",
+    store: StoreOptions | None = None,
+    checkpoint: Path | None = None,
+    select_on_test: bool = False,
+    say: Say | None = None,
+) -> Detector:
+    """Fit a detector to good images.
+
+    Args:
+        images: a folder of good images, a folder of one product in a known layout, or an opened category.
+        recipe: a recipe or the name of one.
+        weights: file of the backbone's weights; None = timm's pretrained ones.
+        shots: use this many good images, drawn with the seed; None = all.
+        seed: fixes everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        store: where features are kept.
+        checkpoint: file from which a killed fit goes on; removed at the end.
+        select_on_test: choose the epoch on the category's test images, as the paper did; the detector says so.
+        say: gets lines about the progress, and turns on progress bars; None = silent.
+
+    Raises:
+        InputError: the images, the recipe or an option cannot be used.
+        WeightsError: the backbone's weights are missing or do not fit.
+        OutputError: the store or the checkpoint cannot be written.
+    """
+    started = time.perf_counter()
+    recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    category = open_folder(images, seed) if isinstance(images, Path) else images
+    target = resolve_device(device)
+    learn, held = split(category, recipe, shots, seed)
+    sources = [ImageSource([s.path for s in part], recipe.size) for part in (learn, held)]
+    recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
+    backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
+    fingerprint = make_key({"images": sources[0].digests() + sources[1].digests()})
+    run = make_key(
+        {
+            "recipe": recipe.to_dict(),
+            "weights": backbone.weights_hash,
+            "images": fingerprint,
+            "seed": seed,
+            "select_on_test": select_on_test,
+            "device": target.type,
+        }
+    )
+    with (store or StoreOptions()).open() as opened:
+        data, held_out = _features(opened, sources, backbone, recipe, seed, target, say)
+        features_done = time.perf_counter()
+        flow = Flow(backbone.channels, recipe.flow, seed).to(target)
+        if flow.whitening is not None:
+            flow.whitening.fit(*moments(data.normal), recipe.flow.shrinkage)
+        if select_on_test:
+            validation = _test_validation(category, recipe, backbone, target)
+        else:
+            validation = Validation.from_synthetic(held_out)
+        history = train(
+            flow,
+            data,
+            validation,
+            recipe.training,
+            recipe.scoring,
+            seed=seed,
+            device=target,
+            checkpoint=checkpoint,
+            run_key=run,
+            progress=say is not None,
+        )
+        calibration = calibrate(flow, held_out.normal[0], recipe, target)
+    provenance = {
+        "flawflow": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": target.type,
+        "category": category.name,
+        "layout": category.layout,
+        "images": fingerprint,
+        "learned_from": len(learn),
+        "held_out": len(held),
+        "shots": shots,
+        "seed": seed,
+        "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
+        "history": [asdict(epoch) for epoch in history],
+        "seconds": {
+            "features": round(features_done - started, 2),
+            "training": round(time.perf_counter() - features_done, 2),
+        },
+    }
+    if say:
+        say(_summary(history, provenance))
+    return Detector(recipe, backbone, flow, calibration, provenance, weights)
+
+
+def split(
+    category: Category, recipe: Recipe, shots: int | None, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """The good images to learn from and those held out, drawn with the seed.
+
+    Raises:
+        DatasetError: fewer than ``LEAST_IMAGES`` good images.
+        OptionError: more shots than images.
+    """
+    samples = category.train if shots is None else draw_shots(category.train, shots, seed)
+    if len(samples) < LEAST_IMAGES:
+        raise DatasetError(
+            f"'{category.name}' gives {len(samples)} good image{'s' * (len(samples) != 1)} to learn from: expected "
+            f"at least {LEAST_IMAGES} (two to learn, two to hold out); add good images"
+        )
+    held = min(max(2, round(recipe.holdout * len(samples))), len(samples) // 2)
+    order = np.random.default_rng((seed, 1)).permutation(len(samples))
+    out = set(order[:held].tolist())
+    return (
+        tuple(s for i, s in enumerate(samples) if i not in out),
+        tuple(s for i, s in enumerate(samples) if i in out),
+    )
+
+
+def resolve_synthesis(recipe: Recipe, category: Category, source: ImageSource) -> SynthesisSettings:
+    """The recipe's synthesis with NSA's numbers filled in: the product's published row, or found from the images."""
+    if not recipe.automatic_synthesis:
+        return recipe.synthesis
+    if category.synthesis_class is not None:
+        return replace(recipe.synthesis, nsa=nsa_settings(category.synthesis_class))
+    step = max(1, len(source) // 32)
+    return replace(recipe.synthesis, nsa=automatic_settings([source(i) for i in range(0, len(source), step)][:32]))
+
+
+def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (C,) and covariance (C, C) over all images and locations, float64."""
+    channels = maps[0].shape[1]
+    count, total = 0, torch.zeros(channels, dtype=torch.float64)
+    product = torch.zeros(channels, channels, dtype=torch.float64)
+    shift = torch.from_numpy(maps[0][0].astype(np.float32)).mean(dim=(1, 2))[:, None]
+    for array in maps[:1]:
+        for row in array:
+            # Shifted by a first mean, so that float32 products lose no digits to a large common offset.
+            x = torch.from_numpy(row.astype(np.float32)).flatten(1) - shift
+            total += x.sum(dim=1).double()
+            product += (x @ x.T).double()
+            count += x.shape[1]
+    mean = total / count
+    return mean + shift[:, 0].double(), product / count - mean[:, None] * mean[None, :]
+
+
+def _features(
+    store: FeatureStore,
+    sources: Sequence[ImageSource],
+    backbone: Backbone,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    say: Say | None,
+) -> tuple[FeatureSet, FeatureSet]:
+    learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device)
+    with_synthetic = recipe.training.objective != "unsupervised"
+    data = learn.build(store, recipe.versions, with_synthetic, say)
+    # Another seed, so that no held-out defect repeats one that was trained on.
+    held = FeatureJob(sources[1], backbone, replace(recipe.synthesis, sharpness=0.0), seed + 1_000_003, device)
+    return data, held.build(store, HELD_OUT_VERSIONS, True, say)
+
+
+def _test_validation(
+    category: Category, recipe: Recipe, backbone: Backbone, device: torch.device
+) -> Validation:
+    if not any(s.is_defective for s in category.test):
+        raise OptionError(
+            f"--select-on-test needs test images with defects, and '{category.name}' has none: leave the option out"
+        )
+    source = ImageSource([s.path for s in category.test], recipe.size, keep=8)
+    features = np.concatenate([extract(backbone, [source(i)], device) for i in range(len(source))])
+    cells = np.zeros((len(features), *features.shape[2:]), np.bool_)
+    for number, sample in enumerate(category.test):
+        if sample.mask_path is not None:
+            cells[number] = grid_cells(resize_mask(read_mask(sample.mask_path), recipe.size), backbone.grid)
+    flags = np.array([s.is_defective for s in category.test])
+    return Validation(((features, cells, flags),))
+
+
+def _summary(history: Sequence[Epoch], provenance: dict[str, Any]) -> str:
+    best = max(history, key=lambda e: (e.quality, e.epoch))
+    shown = [f"{n} AUROC {v:.4f}" for n, v in (("image", best.image_auroc), ("pixel", best.pixel_auroc)) if v is not None]
+    seconds = provenance["seconds"]
+    return (
+        f"kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'} on {provenance['selected_on']}"
+        f" ({seconds['features']:.0f} s features, {seconds['training']:.0f} s training)"
+    )

@@ -1,0 +1,107 @@
+"""Invertible layers: each maps (B, C, h, w) → (B, C, h, w) and gives its log|det J| per location, (B, h, w) nats.
+
+Where the layers mix locations (a subnet with a 3×3 convolution or attention), the per-location values are the
+terms of the sum log|det J| = Σ_{h,w}; the Jacobian of a coupling is triangular, so the sum is exact.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LogDet = Tensor
+
+# 0.1 · softplus_{β=0.5}(g) = 1 at this g, so that a new block does not rescale its input.
+_UNIT_SCALE = 2.0 * math.log(math.expm1(5.0))
+
+
+class CouplingBlock(nn.Module):
+    """Affine coupling, learnt affine per channel, fixed channel permutation (paper equations 2–3).
+
+    y2 = x2 · exp(log s(x1)) + t(x1), y1 = x1, with log s = α · tanh(0.1 · a_s), t = 0.1 · a_t and
+    [a_s, a_t] = subnet(x1); then y · γ + β, then the permutation.
+
+    Args:
+        subnet: maps the first C/2 channels to C channels, [a_s, a_t].
+        order: permutation of 0 … C − 1, int64; output channel i is channel order[i].
+        clamp: α, the bound of |log s|.
+    """
+
+    order: Tensor
+
+    def __init__(self, subnet: nn.Module, order: Tensor, clamp: float) -> None:
+        super().__init__()
+        channels = order.numel()
+        self.subnet = subnet
+        self.clamp = clamp
+        self.gain = nn.Parameter(torch.full((channels,), _UNIT_SCALE))
+        self.offset = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("order", order)
+
+    def _scale(self) -> Tensor:
+        return 0.1 * F.softplus(self.gain, beta=0.5)
+
+    def _log_scale_and_shift(self, x1: Tensor) -> tuple[Tensor, Tensor]:
+        # Under autocast the subnet answers in half precision; the coupling itself stays in its input's.
+        raw_scale, raw_shift = (0.1 * self.subnet(x1).to(x1.dtype)).chunk(2, dim=1)
+        return self.clamp * torch.tanh(raw_scale), raw_shift
+
+    def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
+        x1, x2 = x.chunk(2, dim=1)
+        log_scale, shift = self._log_scale_and_shift(x1)
+        y = torch.cat([x1, x2 * log_scale.exp() + shift], dim=1)
+        gamma = self._scale()
+        y = y * gamma[:, None, None] + self.offset[:, None, None]
+        return y[:, self.order], log_scale.sum(dim=1) + gamma.log().sum()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        y = y[:, torch.argsort(self.order)]
+        y = (y - self.offset[:, None, None]) / self._scale()[:, None, None]
+        y1, y2 = y.chunk(2, dim=1)
+        log_scale, shift = self._log_scale_and_shift(y1)
+        return torch.cat([y1, (y2 - shift) * torch.exp(-log_scale)], dim=1)
+
+
+class Whitening(nn.Module):
+    """Fixed linear map y = A (x − μ), found from the data before training; the covariance of y is the identity.
+
+    It gives the couplings what they assume, channels of unit variance without linear dependence, so that training
+    starts at the Gaussian model of the features instead of far from it.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+    log_det: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("matrix", torch.eye(channels))
+        self.register_buffer("log_det", torch.zeros(()))
+
+    @torch.no_grad()
+    def fit(self, mean: Tensor, covariance: Tensor, shrinkage: float) -> None:
+        """Set μ and A from float64 mean (C,) and covariance (C, C).
+
+        ``shrinkage`` in [0, 1] mixes the covariance with the identity times its mean variance, which bounds what a
+        direction without variance in the training images can contribute.
+        """
+        channels = mean.numel()
+        average = covariance.diagonal().mean()
+        covariance = (1 - shrinkage) * covariance
+        covariance = covariance + (shrinkage * average + 1e-9) * torch.eye(channels, dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(covariance)
+        self.mean.copy_(mean)
+        self.matrix.copy_((vectors / values.sqrt()).T)
+        self.log_det.copy_(-0.5 * values.log().sum())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
+        bias = -(self.matrix @ self.mean)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.conv2d(x, self.matrix[:, :, None, None], bias)
+        return y, self.log_det.expand(x.shape[0], *x.shape[2:])
+
+    def inverse(self, y: Tensor) -> Tensor:
+        solved = torch.linalg.solve(self.matrix, y.transpose(0, 1).flatten(1))
+        return solved.view(y.shape[1], y.shape[0], *y.shape[2:]).transpose(0, 1) + self.mean[:, None, None]

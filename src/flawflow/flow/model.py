@@ -1,0 +1,88 @@
+"""The flow: an invertible network that turns feature maps of normal images into Gaussian noise."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flawflow.errors import OptionError
+from flawflow.flow.coupling import CouplingBlock, Whitening
+from flawflow.flow.subnets import build_subnet
+
+
+@dataclass(frozen=True, slots=True)
+class FlowConfig:
+    """What a flow is made of; the defaults are the paper's.
+
+    Attributes:
+        blocks: affine coupling blocks (the paper's "5 coupling layers" count pairs: 10 blocks).
+        subnet: ``residual`` (the paper's), ``no_residual``, ``convolution`` or ``pointwise``.
+        hidden: width inside the subnet.
+        heads: attention heads of the subnet, where it has attention.
+        dropout: probability, in training only.
+        clamp: bound of |log s| in one coupling.
+        whiten: begin with a fixed linear map that whitens the training features.
+        shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1].
+    """
+
+    blocks: int = 10
+    subnet: str = "residual"
+    hidden: int = 128
+    heads: int = 4
+    dropout: float = 0.2
+    clamp: float = 2.0
+    whiten: bool = False
+    shrinkage: float = 0.0
+
+
+class Flow(nn.Module):
+    """A stack of invertible layers over feature maps (paper section 3.2).
+
+    Args:
+        channels: C of the feature maps, even.
+        config: what the flow is made of.
+        seed: fixes the permutations and the initial weights.
+
+    Raises:
+        OptionError: the channel count is odd, or a setting is out of range.
+    """
+
+    def __init__(self, channels: int, config: FlowConfig, seed: int) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise OptionError(
+                f"the feature maps have {channels} channels: a flow needs an even number; choose other taps"
+            )
+        if config.blocks < 0 or not 0 <= config.dropout < 1 or config.clamp <= 0 or config.hidden < 1:
+            raise OptionError(f"{config}: expected blocks ≥ 0, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
+        self.channels = channels
+        self.config = config
+        self.whitening = Whitening(channels) if config.whiten else None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
+
+    def _block(self) -> CouplingBlock:
+        c = self.config
+        subnet = build_subnet(c.subnet, self.channels // 2, self.channels, c.hidden, c.heads, c.dropout)
+        return CouplingBlock(subnet, torch.randperm(self.channels), c.clamp)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) → latent z (B, C, h, w) and log|det J| per location (B, h, w) in nats."""
+        log_det = x.new_zeros(x.shape[0], *x.shape[2:])
+        if self.whitening is not None:
+            x, log_det = self.whitening(x)
+        for block in self.blocks:
+            x, term = block(x)
+            log_det = log_det + term
+        return x, log_det
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Latent z (B, C, h, w) → features (B, C, h, w)."""
+        for block in reversed(self.blocks):
+            z = block.inverse(z)  # type: ignore[operator]
+        return z if self.whitening is None else self.whitening.inverse(z)
+
+    def parameter_count(self) -> int:
+        """Trainable parameters (the paper's table 8 counts these alone)."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -1,0 +1,130 @@
+"""The networks inside a coupling block: half of the channels in, log-scale and shift of the other half out.
+
+Three belong to the paper (section 3.2.1, figure 6, table 10): ``residual``, ``no_residual`` and ``convolution``.
+They have no activation function: the attention's softmax is their only non-linearity. ``pointwise`` is ours:
+two 1×1 convolutions with a ReLU that see one location and where it lies, and run several times faster.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from flawflow.errors import OptionError
+
+SUBNETS = ("residual", "no_residual", "convolution", "pointwise")
+
+
+def position_code(length: int, width: int, like: Tensor) -> Tensor:
+    """Sinusoidal code (length, width): sine in the first half of the channels, cosine in the second.
+
+    Inverse time scales are 10000^(−i / (width/2 − 1)), i = 0 … width/2 − 1, positions count 0 … length − 1.
+    """
+    half = width // 2
+    scales = torch.exp(
+        torch.arange(half, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / (half - 1))
+    )
+    angles = torch.arange(length, device=like.device, dtype=torch.float64)[:, None] * scales
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all locations, without an output projection (paper section 3.2.1).
+
+    Input and output are (B, width, h, w). One weight-normed linear map gives keys, values and queries, in this
+    order; the position code enters here and nowhere else.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.kvq = weight_norm(nn.Linear(width, 3 * width, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width, height, breadth = x.shape
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + position_code(height * breadth, width, tokens)
+        keys, values, queries = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.kvq(tokens).chunk(3, dim=2)
+        )
+        mixed = F.scaled_dot_product_attention(
+            queries, keys, values, dropout_p=self.dropout if self.training else 0.0
+        )
+        return mixed.transpose(1, 2).reshape(batch, height * breadth, width).transpose(1, 2).view_as(x)
+
+
+class AttentionSubnet(nn.Module):
+    """1×1 convolution, 3×3 convolution, attention, 1×1 convolution: (B, cin, h, w) → (B, cout, h, w).
+
+    With ``residual`` the two inner layers are added to what they were given (the paper's subnet); without, they
+    replace it (its ablation). ``dropout`` drops whole channels after the 3×3 convolution and single attention
+    weights, in training only.
+    """
+
+    def __init__(self, cin: int, cout: int, hidden: int, heads: int, dropout: float, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.enter = nn.Conv2d(cin, hidden, 1)
+        self.local = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.drop = nn.Dropout2d(dropout)
+        self.attention = Attention(hidden, heads, dropout)
+        self.leave = nn.Conv2d(hidden, cout, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        local = self.drop(self.local(x))
+        x = local + x if self.residual else local
+        mixed = self.attention(x)
+        x = mixed + x if self.residual else mixed
+        return self.leave(x)  # type: ignore[no-any-return]
+
+
+class PointwiseSubnet(nn.Module):
+    """1×1 convolution plus a linear map of the place, ReLU, 1×1 convolution: (B, cin, h, w) → (B, cout, h, w).
+
+    The place is a fixed 2-D code of (y, x) in [−1, 1]: sines and cosines of π/2, π, 2π and 4π times each, so that
+    it means the same at every input size. ``dropout`` drops single hidden values, in training only.
+    """
+
+    def __init__(self, cin: int, cout: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(cin, hidden, 1)
+        self.place = nn.Conv2d(16, hidden, 1, bias=False)
+        self.drop = nn.Dropout(dropout)
+        self.leave = nn.Conv2d(hidden, cout, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.enter(x) + self.place(place_code(x.shape[2], x.shape[3], x))
+        return self.leave(self.drop(torch.relu(hidden)))  # type: ignore[no-any-return]
+
+
+def place_code(height: int, width: int, like: Tensor) -> Tensor:
+    """Code of each location of a grid, (16, height, width)."""
+    y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)[None, :].expand(height, width)
+    angles = torch.stack([math.pi * 2.0 ** (k - 1) * axis for k in range(4) for axis in (y, x)])
+    return torch.cat([angles.sin(), angles.cos()])
+
+
+def build_subnet(kind: str, cin: int, cout: int, hidden: int, heads: int, dropout: float) -> nn.Module:
+    """The subnet named ``kind`` (one of ``SUBNETS``): (B, cin, h, w) → (B, cout, h, w).
+
+    Raises:
+        OptionError: the name is unknown, or the hidden width cannot be shared among the heads.
+    """
+    if kind in ("residual", "no_residual"):
+        if hidden % heads or hidden % 2:
+            raise OptionError(
+                f"the flow's hidden width is {hidden}: expected an even multiple of its {heads} attention heads"
+            )
+        return AttentionSubnet(cin, cout, hidden, heads, dropout, residual=kind == "residual")
+    if kind == "convolution":
+        return nn.Sequential(
+            nn.Conv2d(cin, hidden, 1), nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, cout, 1)
+        )
+    if kind == "pointwise":
+        return PointwiseSubnet(cin, cout, hidden, dropout)
+    raise OptionError(f"unknown subnet '{kind}': expected one of {', '.join(SUBNETS)}")

@@ -1,0 +1,223 @@
+"""Image files to arrays and back: the one place that decodes, decides the colours and resizes.
+
+Training, inspection and export all see the pixels that ``read_image`` and ``resize_image`` make.
+"""
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from flawflow.errors import ImageError, OptionError, OutputError
+from flawflow.files import atomic_write
+from flawflow.types import Image, Mask
+
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+# What decoders raise on damaged files, found by damaging files of every format.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+# The filters for warnings belong to the whole process, so one thread at a time may change them.
+_WARNING_FILTERS = threading.Lock()
+
+
+def read_image(path: Path) -> Image:
+    """Decode an image file to uint8 RGB (H, W, 3), C-contiguous, turned upright as its EXIF data says.
+
+    - Grey, palette, 1-bit and CMYK images become RGB; of several pages or frames the first is read.
+    - 16-bit grey is scaled by its full range, ``round(value * 255 / 65535)``, never by the content of one
+      image, so brightness stays comparable among images. 16-bit colour is reduced to its high byte by
+      the decoder (at most one grey level lower than rounding). 32-bit integers are read as 8 bit when
+      none exceeds 255, as 16 bit when none exceeds 65535; float images must lie in 0..1.
+    - Transparency is laid over black. The colours below fully transparent pixels are arbitrary (encoders
+      rewrite them), so to drop the alpha channel would let two images that look the same differ.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, not an image, holds more than 178 million
+            pixels, or has values whose range is unknown.
+    """
+    picture = _decode(path)
+    try:
+        return _to_rgb(picture)
+    except (ValueError, OSError) as error:
+        raise ImageError(f"cannot turn {path} (mode {picture.mode}) into an RGB image: {error}") from error
+
+
+def read_mask(path: Path) -> Mask:
+    """Decode a mask file of any mode to bool (H, W) at its own size; every non-zero pixel is a defect.
+
+    A colour mask marks a defect wherever a channel is not zero; transparency is laid over black.
+
+    Raises:
+        ImageError: as for ``read_image``.
+    """
+    picture = _decode(path)
+    try:
+        if picture.mode.startswith("I") or picture.mode == "F":
+            return _nonzero(np.asarray(picture)[:, :, None])
+        return _nonzero(_to_rgb(picture))
+    except (ValueError, OSError) as error:
+        raise ImageError(f"cannot turn {path} (mode {picture.mode}) into a mask: {error}") from error
+
+
+def resize_image(image: Image, size: int) -> Image:
+    """Resize uint8 RGB (H, W, 3) to (size, size, 3), aspect ratio not kept, with the Lanczos filter.
+
+    The image itself is returned when it already has that size.
+
+    Raises:
+        ImageError: the array is not an image.
+        OptionError: the size is below 1.
+    """
+    _check_image(image)
+    _check_size(size)
+    if image.shape[:2] == (size, size):
+        return image
+    resized = PIL.Image.fromarray(image).resize((size, size), PIL.Image.Resampling.LANCZOS)
+    return np.array(resized, dtype=np.uint8)
+
+
+def resize_mask(mask: Mask, size: int) -> Mask:
+    """Resize bool (H, W) to (size, size) by the nearest neighbour; the mask itself when it has that size.
+
+    Raises:
+        ImageError: the array is not a mask.
+        OptionError: the size is below 1.
+    """
+    if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
+        raise ImageError(f"expected a bool mask (H, W), got {mask.dtype} {mask.shape}")
+    _check_size(size)
+    if mask.shape == (size, size):
+        return mask
+    picture = PIL.Image.fromarray(mask.astype(np.uint8) * 255)
+    return np.array(picture.resize((size, size), PIL.Image.Resampling.NEAREST), dtype=np.uint8) > 0
+
+
+def write_image(path: Path, image: Image) -> None:
+    """Write uint8 RGB (H, W, 3) as .png (lossless) or .jpg/.jpeg (quality 95), whole or not at all.
+
+    Raises:
+        ImageError: the array is not an image.
+        OutputError: the name has another extension, or the system refuses the write.
+    """
+    _check_image(image)
+    kind = _FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise OutputError(f"cannot write {path}: give a name that ends in {', '.join(_FORMATS)}")
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, kind, quality=95)
+    atomic_write(path, buffer.getvalue())
+
+
+def _decode(path: Path) -> PIL.Image.Image:
+    """The decoded, upright picture in the mode that the file has."""
+    _check_file(path)
+    try:
+        with _quiet():
+            opened = PIL.Image.open(path)
+        with opened:
+            # Only the TIFF decoder remarks on anything this late; the others may decode in parallel.
+            with _quiet() if opened.format == "TIFF" else nullcontext():
+                opened.load()
+            with _quiet():
+                PIL.ImageOps.exif_transpose(opened, in_place=True)
+        return opened
+    except PIL.UnidentifiedImageError as error:
+        raise ImageError(f"{path} is not an image that can be read, or its beginning is damaged") from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is too large ({error}); cut it into tiles or scale it down") from error
+    except _BROKEN as error:
+        raise ImageError(
+            f"{path} is truncated or damaged ({error}); copy it again from its source"
+        ) from error
+
+
+def _check_file(path: Path) -> None:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise ImageError(f"cannot read the image {path}: {error.strerror or error}") from error
+    if not path.is_file():
+        raise ImageError(f"{path} is not a file; expected an image file")
+    if state.st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes); copy it again from its source")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the decoder's remarks on large sizes and odd metadata: what matters is raised."""
+    with _WARNING_FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _to_rgb(picture: PIL.Image.Image) -> Image:
+    """uint8 RGB (H, W, 3) of a decoded picture in any mode; ValueError when its range is unknown."""
+    if picture.mode.startswith("I;16"):
+        return _stack(_scale_16_bit(np.asarray(picture)))
+    if picture.mode == "I":
+        return _stack(_scale_integers(np.asarray(picture)))
+    if picture.mode == "F":
+        return _stack(_scale_floats(np.asarray(picture)))
+    if picture.has_transparency_data:
+        black = PIL.Image.new("RGBA", picture.size, (0, 0, 0, 255))
+        picture = PIL.Image.alpha_composite(black, picture.convert("RGBA"))
+    # np.array copies: the array that shares memory with the picture would be read-only.
+    return np.array(picture.convert("RGB"), dtype=np.uint8, order="C")
+
+
+def _scale_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """0..65535 to 0..255, rounded; 65535 / 255 is 257 exactly."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _scale_integers(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"its values run from {low} to {high}; expected 0 to 65535")
+    return values.astype(np.uint8) if high <= 255 else _scale_16_bit(values)
+
+
+def _scale_floats(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):
+        raise ValueError(f"its float values run from {low:g} to {high:g}; expected 0 to 1, or save as 8 bit")
+    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
+
+
+def _stack(grey: NDArray[np.uint8]) -> Image:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _nonzero(values: NDArray[np.generic]) -> Mask:
+    mask: Mask = np.any(values, axis=2)
+    return mask
+
+
+def _check_image(image: Image) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ImageError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise OptionError(f"the image size is {size}; expected at least 1 pixel")

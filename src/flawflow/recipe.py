@@ -1,0 +1,198 @@
+"""Every choice of a fit, as frozen dataclasses; each named recipe is a short function of literal numbers."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from flawflow.backbones import BackboneSpec
+from flawflow.configs import change_settings, read_settings
+from flawflow.errors import OptionError
+from flawflow.flow import FlowConfig
+from flawflow.objective import PAPER_BOUND_PER_DIMENSION
+from flawflow.scoring import SCORES
+from flawflow.synthesis import SynthesisSettings
+
+Objective = Literal["unsupervised", "self_supervised", "local_margin"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """How the flow learns.
+
+    Attributes:
+        objective: ``unsupervised`` (mean NLL of normal images), ``self_supervised`` (the paper's conditional
+            objective) or ``local_margin`` (NLL per location, with a hinge on the places under synthetic defects).
+        epochs: passes over the training images, at most.
+        batch: normal images in a step; as many synthetic ones join them unless the objective is unsupervised.
+        learning_rate, minimum_rate: Adam's rate follows a cosine from the first to the second.
+        cosine_epochs: epochs of half a cosine period; 0 = ``epochs``. Past it the rate rises again.
+        eps, weight_decay: Adam's.
+        bound: −c of the paper's condition, nats per feature dimension.
+        margin: of ``local_margin``, nats per channel.
+        weight: of the hinge against the likelihood, in ``local_margin``.
+        per_dimension: divide the loss by C·h·w, so that rate and eps mean the same for every feature size.
+        evaluate_every: epochs between two validations.
+        patience: epochs without a better validation after which training stops; 0 = never.
+        precision: ``float32``, or ``bfloat16`` for the subnets' products alone (couplings stay float32).
+    """
+
+    objective: Objective = "self_supervised"
+    epochs: int = 500
+    batch: int = 16
+    learning_rate: float = 2e-4
+    minimum_rate: float = 1e-6
+    cosine_epochs: int = 100
+    eps: float = 1e-4
+    weight_decay: float = 1e-5
+    bound: float = PAPER_BOUND_PER_DIMENSION
+    margin: float = 0.5
+    weight: float = 1.0
+    per_dimension: bool = False
+    evaluate_every: int = 10
+    patience: int = 50
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for a number that no training could follow."""
+        positive = {"epochs": self.epochs, "batch": self.batch, "evaluate_every": self.evaluate_every}
+        for name, value in positive.items():
+            if value < 1:
+                raise OptionError(f"training.{name} is {value}: expected at least 1")
+        if not 0 <= self.minimum_rate <= self.learning_rate or self.learning_rate <= 0:
+            raise OptionError(
+                f"training.learning_rate is {self.learning_rate} and minimum_rate {self.minimum_rate}: expected "
+                "0 ≤ minimum_rate ≤ learning_rate and learning_rate > 0"
+            )
+        if min(self.eps, self.weight_decay, self.bound, self.margin, self.weight) < 0 or self.patience < 0:
+            raise OptionError("training.eps, weight_decay, bound, margin, weight and patience must not be negative")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringConfig:
+    """How latents become maps and image scores.
+
+    Attributes:
+        score: ``density`` (the paper's), ``fastflow``, ``square`` or ``nll``.
+        sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
+        top: the image score is the mean of this share of the highest map values; 0 = the maximum.
+    """
+
+    score: str = "density"
+    sigma: float = 0.0
+    top: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for an unknown score or a number out of range."""
+        if self.score not in SCORES:
+            raise OptionError(f"scoring.score is '{self.score}': expected one of {', '.join(SCORES)}")
+        if self.sigma < 0 or not 0 <= self.top <= 1:
+            raise OptionError(f"scoring.sigma is {self.sigma} and top {self.top}: expected sigma ≥ 0, top in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that a fit depends on, but the images, the weights and the seed.
+
+    Attributes:
+        name: the named recipe it started from.
+        size: side of the square that images are resized to, pixels.
+        backbone: the frozen network and where it is tapped.
+        flow, synthesis, training, scoring: see each.
+        automatic_synthesis: take NSA's numbers from the product's published row, or find them from the images;
+            False = take ``synthesis.nsa`` as it stands.
+        versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
+            version e mod versions (the paper draws anew each epoch).
+        holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
+    """
+
+    name: str = "default"
+    size: int = 448
+    backbone: BackboneSpec = field(default_factory=BackboneSpec)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    synthesis: SynthesisSettings = field(default_factory=SynthesisSettings)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    automatic_synthesis: bool = True
+    versions: int = 1
+    holdout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for a number out of range."""
+        if not 16 <= self.size <= 8192:
+            raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
+        if self.versions < 1 or not 0 < self.holdout < 1:
+            raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back what `to_dict` wrote. Raises OptionError for unknown keys and values that do not fit."""
+        return read_settings(cls, values, "recipe")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        return asdict(self)
+
+    def change(self, changes: Mapping[str, str]) -> "Recipe":
+        """Copy with dotted settings changed, e.g. ``{"flow.blocks": "4"}`` (the command line's ``--set``)."""
+        return change_settings(self, changes, f"recipe {self.name}")
+
+
+def paper() -> Recipe:
+    """The paper's settings to the letter (its section 4.1 and the authors' experiments)."""
+    return Recipe(
+        name="paper",
+        size=448,
+        backbone=BackboneSpec(name="cait_m48_448", taps=(40,)),
+        flow=FlowConfig(blocks=10, subnet="residual", hidden=128, heads=4, dropout=0.2, clamp=2.0),
+        synthesis=SynthesisSettings(method="nsa", sharpness=0.5),
+        training=TrainingConfig(
+            objective="self_supervised",
+            epochs=500,
+            batch=16,
+            learning_rate=2e-4,
+            minimum_rate=1e-6,
+            cosine_epochs=100,
+            eps=1e-4,
+            weight_decay=1e-5,
+            evaluate_every=10,
+            patience=50,
+        ),
+        scoring=ScoringConfig(score="density"),
+        versions=4,
+    )
+
+
+def default() -> Recipe:
+    """The best recipe found so far for two cores and a few minutes; docs/experiments.md tells how."""
+    return Recipe(
+        name="default",
+        size=448,
+        backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(7,)),
+        flow=FlowConfig(blocks=4, subnet="pointwise", hidden=128, dropout=0.0, whiten=True, shrinkage=0.01),
+        synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
+        training=TrainingConfig(
+            objective="local_margin",
+            epochs=8,
+            batch=8,
+            learning_rate=1e-3,
+            minimum_rate=1e-6,
+            cosine_epochs=0,
+            eps=1e-8,
+            weight_decay=1e-5,
+            per_dimension=True,
+            evaluate_every=4,
+            patience=0,
+        ),
+        scoring=ScoringConfig(score="nll"),
+        versions=2,
+    )
+
+
+RECIPES = {"default": default, "paper": paper}
+
+
+def named_recipe(name: str) -> Recipe:
+    """The recipe of that name. Raises OptionError for an unknown one."""
+    if name not in RECIPES:
+        raise OptionError(f"unknown recipe '{name}': expected one of {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,61 @@
+"""Flow output → anomaly map and image score. Pure functions; higher = more anomalous.
+
+Four maps of one latent: ``density`` is the paper's, ``fastflow`` and ``square`` are those of two earlier flows,
+``nll`` is the full local negative log-likelihood, the only one that knows about log|det J|.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flawflow.errors import OptionError
+
+SCORES = ("density", "fastflow", "square", "nll")
+
+
+def location_scores(z: Tensor, log_det: Tensor, score: str) -> Tensor:
+    """Score of each location, (B, h, w), from latent z (B, C, h, w) and log|det J| per location (B, h, w).
+
+    - ``density``: −mean_c φ(z), φ the standard normal density (the paper, section 3.4)
+    - ``fastflow``: −exp(−½ mean_c z²)
+    - ``square``: mean_c z² (CS-Flow)
+    - ``nll``: ½ Σ_c z² − log|det J|, nats; the local negative log-likelihood without its constant
+
+    Raises:
+        OptionError: unknown score.
+    """
+    if score == "density":
+        return -torch.exp(-0.5 * z.square()).mean(dim=1) / math.sqrt(2 * math.pi)
+    if score == "fastflow":
+        return -torch.exp(-0.5 * z.square().mean(dim=1))
+    if score == "square":
+        return z.square().mean(dim=1)
+    if score == "nll":
+        return 0.5 * z.square().sum(dim=1) - log_det
+    raise OptionError(f"unknown score '{score}': expected one of {', '.join(SCORES)}")
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Gaussian smoothing of (B, h, w) maps, sigma in grid cells; 0 leaves them alone. Borders are reflected."""
+    if sigma <= 0:
+        return maps
+    radius = min(max(1, round(3 * sigma)), min(maps.shape[1:]) - 1)
+    steps = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps[:, None], (radius, radius, radius, radius), mode="reflect")
+    return F.conv2d(F.conv2d(padded, kernel[None, None, :, None]), kernel[None, None, None, :])[:, 0]
+
+
+def enlarge(maps: Tensor, size: int) -> Tensor:
+    """(B, h, w) → (B, size, size), bilinear, ``align_corners=False``."""
+    return F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def image_scores(maps: Tensor, top: float = 0.0) -> Tensor:
+    """(B, H, W) → (B,): the mean of the highest share ``top`` of the map; 0 is the maximum (the paper's)."""
+    flat = maps.flatten(1)
+    count = max(1, round(top * flat.shape[1]))
+    return flat.topk(count, dim=1).values.mean(dim=1)

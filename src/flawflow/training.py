@@ -1,0 +1,303 @@
+"""The loop is a loop: feature maps in, a trained flow out. It is read top to bottom; nothing calls back."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from tqdm import tqdm
+
+from flawflow.features import FeatureSet, grid_coverage
+from flawflow.files import atomic_write
+from flawflow.flow import Flow
+from flawflow.metrics import auroc
+from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
+from flawflow.recipe import ScoringConfig, TrainingConfig
+from flawflow.scoring import image_scores, location_scores, smooth
+from flawflow.types import Mask
+
+_HALF_CELL = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Maps that choose the epoch: features (N, C, h, w), their defective cells (N, h, w), defective images (N,)."""
+
+    parts: tuple[tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.bool_]], ...]
+
+    @staticmethod
+    def from_synthetic(held_out: FeatureSet) -> "Validation":
+        """Held-out normal images against their synthetic twins; unchanged twins are left out."""
+        normal = held_out.normal[0]
+        nothing = np.zeros((len(normal), *normal.shape[2:]), np.bool_)
+        parts = [(normal, nothing, np.zeros(len(normal), np.bool_))]
+        for features, coverage in zip(held_out.synthetic, held_out.coverage, strict=True):
+            changed = coverage.any(axis=(1, 2))
+            parts.append((features[changed], covered(coverage[changed]), np.ones(int(changed.sum()), np.bool_)))
+        return Validation(tuple(parts))
+
+
+def covered(coverage: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Cells that count as defective, (…, h, w): at least half covered, or as much as the defect's fullest cell."""
+    fullest = np.maximum(coverage.max(axis=(-2, -1), keepdims=True), 1)
+    return coverage >= np.minimum(_HALF_CELL, fullest)
+
+
+def grid_cells(mask: Mask, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """The cells (h, w) of the flow's grid that a mask of pixels (H, W) makes defective."""
+    return covered(grid_coverage(mask, grid))
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One validated epoch, as the history keeps it. Losses in nats per image; AUROC in [0, 1] or None."""
+
+    epoch: int
+    loss: float
+    active: float
+    rate: float
+    image_auroc: float | None
+    pixel_auroc: float | None
+
+    @property
+    def quality(self) -> float:
+        """What the choice of the epoch goes by: the mean of both AUROCs."""
+        values = [v for v in (self.image_auroc, self.pixel_auroc) if v is not None]
+        return sum(values) / len(values) if values else -self.loss
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a training stands: all that a checkpoint must hold."""
+
+    next_epoch: int
+    history: list[Epoch]
+    best: dict[str, Tensor]
+
+
+def train(
+    flow: Flow,
+    data: FeatureSet,
+    validation: Validation,
+    config: TrainingConfig,
+    scoring: ScoringConfig,
+    *,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    run_key: str = "",
+    progress: bool = False,
+) -> list[Epoch]:
+    """Train ``flow`` in place and leave it with the weights of its best epoch.
+
+    Everything random in an epoch starts from (seed, epoch), so that a training that was killed and goes on from its
+    checkpoint takes the very steps of one that was not.
+
+    Args:
+        flow: the flow; its whitening, if any, is already fitted.
+        data: training features.
+        validation: what chooses the epoch.
+        config, scoring: see each.
+        seed: fixes order and dropout.
+        device: where to train.
+        checkpoint: file to go on from and to write after every epoch; removed by whoever called, after saving.
+        run_key: a checkpoint of another run is ignored.
+        progress: show a bar with loss, share of active synthetic images and time left.
+
+    Returns:
+        The validated epochs, oldest first.
+
+    Raises:
+        OutputError: the checkpoint cannot be written.
+    """
+    flow.to(device)
+    optimiser = torch.optim.Adam(
+        flow.parameters(), lr=config.learning_rate, eps=config.eps, weight_decay=config.weight_decay
+    )
+    state = _resume(checkpoint, run_key, flow, optimiser) or _Progress(0, [], _weights(flow))
+    count = len(data.normal[0])
+    steps = math.ceil(count / config.batch)
+    bar = tqdm(total=config.epochs * steps, initial=state.next_epoch * steps, desc="training", disable=not progress)
+    for epoch in range(state.next_epoch, config.epochs):
+        if _out_of_patience(state.history, epoch, config.patience):
+            break
+        generator = np.random.default_rng((seed, epoch))
+        torch.manual_seed(int(generator.integers(2**62)))
+        rate = learning_rate(config, epoch)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        flow.train()
+        total = active = 0.0
+        for indices in np.array_split(generator.permutation(count), range(config.batch, count, config.batch)):
+            loss, share = batch_loss(flow, data, epoch, np.sort(indices), config, device)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            total += float(loss.detach()) * len(indices) / count
+            active += share * len(indices) / count
+            bar.set_postfix(loss=f"{float(loss.detach()):.4g}", active=f"{share:.0%}", refresh=False)
+            bar.update()
+        if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
+            image, pixel = validate(flow, validation, scoring, device)
+            entry = Epoch(epoch, total, active, rate, image, pixel)
+            if not state.history or entry.quality >= max(e.quality for e in state.history):
+                state.best = _weights(flow)
+            state.history.append(entry)
+        state.next_epoch = epoch + 1
+        _save(checkpoint, run_key, flow, optimiser, state)
+    bar.close()
+    flow.load_state_dict(state.best)
+    flow.eval()
+    return state.history
+
+
+def learning_rate(config: TrainingConfig, epoch: int) -> float:
+    """Cosine from ``learning_rate`` to ``minimum_rate`` over ``cosine_epochs``, then up again, stepped per epoch."""
+    period = config.cosine_epochs or config.epochs
+    swing = 0.5 * (1 + math.cos(math.pi * epoch / period))
+    return config.minimum_rate + (config.learning_rate - config.minimum_rate) * swing
+
+
+def batch_loss(
+    flow: Flow,
+    data: FeatureSet,
+    epoch: int,
+    indices: NDArray[np.intp],
+    config: TrainingConfig,
+    device: torch.device,
+) -> tuple[Tensor, float]:
+    """Loss of one mixed batch, and the share of its synthetic images that took part, in [0, 1]."""
+    normal = _tensor(data.normal[epoch % len(data.normal)][indices], device)
+    if config.objective == "unsupervised":
+        z, log_det = _forward(flow, normal, config, device)
+        return _scaled(image_nll(z, log_det).mean(), z, config), 0.0
+    version = epoch % len(data.synthetic)
+    coverage = data.coverage[version][indices]
+    changed = coverage.any(axis=(1, 2))
+    synthetic = _tensor(data.synthetic[version][indices[changed]], device)
+    z, log_det = _forward(flow, torch.cat([normal, synthetic]), config, device)
+    if config.objective == "self_supervised":
+        nll = image_nll(z, log_det)
+        bound = config.bound * z[0].numel()
+        result = self_supervised_loss(nll[: len(normal)], nll[len(normal) :], bound)
+        return _scaled(result.loss, z, config), result.active * float(changed.mean())
+    return _local_loss(local_nll(z, log_det), len(normal), coverage[changed], z, config)
+
+
+def _local_loss(
+    nll: Tensor, normals: int, coverage: NDArray[np.uint8], z: Tensor, config: TrainingConfig
+) -> tuple[Tensor, float]:
+    """Likelihood of the clean cells of all images, hinge on the defective cells of the synthetic ones."""
+    channels = z.shape[1]
+    cover = torch.from_numpy(coverage).to(nll.device)
+    normal, synthetic = nll[:normals], nll[normals:]
+    fit = normal.mean()
+    ceiling = torch.quantile(normal.detach().flatten()[:1_000_000], 0.99)
+    defective = cover >= _HALF_CELL
+    hinge = local_margin_loss(synthetic, defective, ceiling, config.margin * channels)
+    active = (synthetic.detach()[defective] < ceiling + config.margin * channels).float().mean()
+    loss = (fit + config.weight * hinge) * nll[0].numel()
+    return _scaled(loss, z, config), float(active.nan_to_num())
+
+
+def _forward(flow: Flow, x: Tensor, config: TrainingConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        z, log_det = flow(x)
+    return z, log_det
+
+
+def _scaled(loss: Tensor, z: Tensor, config: TrainingConfig) -> Tensor:
+    return loss / z[0].numel() if config.per_dimension else loss
+
+
+def _tensor(rows: NDArray[np.float16], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(rows)).to(device).float()
+
+
+@torch.inference_mode()
+def validate(
+    flow: Flow, validation: Validation, scoring: ScoringConfig, device: torch.device
+) -> tuple[float | None, float | None]:
+    """Image and pixel AUROC of the validation set, on the flow's own grid; None where one class is missing."""
+    flow.eval()
+    maps = [
+        smooth(location_scores(*flow(_tensor(features[i : i + 8], device)), scoring.score), scoring.sigma).cpu()
+        for features, _, _ in validation.parts
+        for i in range(0, len(features), 8)
+    ]
+    scored = torch.cat(maps)
+    cells = np.concatenate([cells for _, cells, _ in validation.parts])
+    images = np.concatenate([flags for _, _, flags in validation.parts])
+    if images.all() or not images.any():
+        return None, None
+    image = auroc(image_scores(scored, scoring.top).numpy(), images)
+    return image, auroc(scored.numpy().ravel(), cells.ravel()) if cells.any() else None
+
+
+def _out_of_patience(history: list[Epoch], epoch: int, patience: int) -> bool:
+    """The paper's stop: neither AUROC has improved for ``patience`` epochs."""
+    if not patience or not history:
+        return False
+    image = max(history, key=lambda e: e.image_auroc or 0.0)
+    pixel = max(history, key=lambda e: e.pixel_auroc or 0.0)
+    return epoch - 1 - max(image.epoch, pixel.epoch) >= patience
+
+
+def _weights(flow: Flow) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in flow.state_dict().items()}
+
+
+def _save(
+    path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Optimizer, state: _Progress
+) -> None:
+    if path is None:
+        return
+    tensors = {f"flow.{k}": v for k, v in _weights(flow).items()} | {f"best.{k}": v for k, v in state.best.items()}
+    for number, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"adam.{number}.{k}": v.cpu().contiguous() for k, v in values.items()}
+    history = json.dumps([asdict(entry) for entry in state.history])
+    header = {"run": run_key, "next_epoch": str(state.next_epoch), "history": history}
+    atomic_write(path, save({k: v.contiguous().clone() for k, v in tensors.items()}, header))
+
+
+def _resume(
+    path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Optimizer
+) -> _Progress | None:
+    """Load a checkpoint of this very run into flow and optimiser; None where there is none."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            header = file.metadata() or {}
+            if header.get("run") != run_key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        return None
+    flow.load_state_dict(_under(tensors, "flow."))
+    whole = optimiser.state_dict()
+    whole["state"] = _adam_state(_under(tensors, "adam."))
+    optimiser.load_state_dict(whole)
+    history = [Epoch(**entry) for entry in json.loads(header["history"])]
+    return _Progress(int(header["next_epoch"]), history, _under(tensors, "best."))
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _adam_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        number, key = name.split(".", 1)
+        state.setdefault(int(number), {})[key] = value
+    return state
+
