@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 
+from flawflow.configs import read_settings
 from flawflow.errors import ImageError, OptionError
 from flawflow.synthesis import (
     METHODS,
@@ -70,9 +71,7 @@ TEXTURES = [texture(seed) for seed in range(4)]
 @pytest.mark.parametrize("method", SYNTHESISERS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32), height=st.integers(16, 130), width=st.integers(16, 130))
-def test_every_synthesiser_is_pure_and_marks_what_it_changed(
-    method: str, seed: int, height: int, width: int
-) -> None:
+def test_every_synthesiser_is_pure_and_marks_what_it_changed(method: str, seed: int, height: int, width: int) -> None:
     image, source = texture(1, height, width), texture(2, height, width)
     before = image.copy(), source.copy()
     first, mask = SYNTHESISERS[method](image, source, np.random.default_rng(seed))
@@ -164,7 +163,7 @@ def test_every_published_row_draws_and_is_json(name: str) -> None:
     # DARK rows call everything brighter than 40 an object, BRIGHT rows everything darker than 140.
     images = [on_background(seed, 230 if brightness == 200 else 8, (45, 45)) for seed in range(3)]
     settings_ = SynthesisSettings(nsa=chosen)
-    assert SynthesisSettings.from_dict(json.loads(json.dumps(asdict(settings_)))) == settings_
+    assert read_settings(SynthesisSettings, json.loads(json.dumps(asdict(settings_))), "synthesis") == settings_
     drawn = [draw_synthetic(images, 3, i, 0, 1, settings_) for i in range(3)]
     assert all(one is not None and one.mask.any() for one in drawn)
 
@@ -334,7 +333,7 @@ def test_automatic_settings_call_anything_without_a_plain_background_a_texture()
 )
 def test_settings_that_make_no_sense_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        SynthesisSettings.from_dict(values)
+        read_settings(SynthesisSettings, values, "synthesis")
 
 
 @settings(max_examples=25, deadline=None)
@@ -354,7 +353,7 @@ def test_settings_survive_json(
         nsa=NsaSettings((0.03, high), (0.0, high), patches, background, 0.5),
         perlin=PerlinSettings(background=background),
     )
-    assert SynthesisSettings.from_dict(json.loads(json.dumps(asdict(chosen)))) == chosen
+    assert read_settings(SynthesisSettings, json.loads(json.dumps(asdict(chosen))), "synthesis") == chosen
 
 
 def test_bad_input_is_explained() -> None:
@@ -392,6 +391,4 @@ def test_real_bottles(shared: Path) -> None:
 def test_real_magnetic_tiles_are_textures(shared: Path) -> None:
     images = _real(shared / "data/magnetic_tile/MT_Free/Imgs", "*.jpg")
     assert automatic_settings(images) == nsa_settings("tile")
-    assert (
-        draw_synthetic(images, len(images), 1, 0, 0, SynthesisSettings(nsa=nsa_settings("tile"))) is not None
-    )
+    assert draw_synthetic(images, len(images), 1, 0, 0, SynthesisSettings(nsa=nsa_settings("tile"))) is not None

@@ -1,6 +1,7 @@
 """Settings are frozen dataclasses of plain values; this reads them back from JSON and refuses unknown keys."""
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from types import NoneType, UnionType
@@ -9,6 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from flawflow.errors import OptionError
 
 T = TypeVar("T")
+_LARGEST = sys.float_info.max
 
 
 def read_settings(kind: type[T], values: Any, name: str) -> T:
@@ -50,7 +52,7 @@ def change_settings(settings: T, changes: Mapping[str, str], name: str) -> T:
             raise OptionError(f"{name} has no setting '{key}': expected one of {', '.join(_leaves(tree))}")
         try:
             node[leaf] = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:
             node[leaf] = text
     return read_settings(type(settings), tree, name)
 
@@ -73,10 +75,10 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             return None
         if origin is Literal and value in get_args(choice):
             return value
-        if choice is type(value):
-            return value
-        if choice is float and type(value) is int:
+        if choice is float and type(value) in (int, float) and abs(value) <= _LARGEST:  # not so for NaN
             return float(value)
+        if choice is type(value) and choice is not float:
+            return value
         if origin is tuple and isinstance(value, list | tuple):
             return _tuple(choice, value, name)
     raise OptionError(f"{name} is {value!r}: expected {_readable(choices)}")
@@ -92,7 +94,7 @@ def _tuple(hint: Any, value: list[Any] | tuple[Any, ...], name: str) -> tuple[An
 
 
 def _readable(choices: tuple[Any, ...]) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}
+    names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", NoneType: "null"}
     texts = [
         "one of " + ", ".join(map(str, get_args(c))) if get_origin(c) is Literal else names.get(c, str(c))
         for c in choices

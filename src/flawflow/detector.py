@@ -26,6 +26,7 @@ from flawflow.types import AnomalyMap, Image
 
 FORMAT = "flawflow detector"
 FORMAT_VERSION = 1
+_GROUP = 8
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -109,17 +110,15 @@ class Detector:
         if isinstance(images, Path | np.ndarray):
             images = [images]
         size = self.recipe.size
-        arrays = [
-            resize_image(read_image(one) if isinstance(one, Path) else one, size) for one in images
-        ]
+        arrays = [resize_image(read_image(one) if isinstance(one, Path) else one, size) for one in images]
         if not arrays:
             return []
-        maps = self.score_maps(arrays)
+        # In groups, so that memory does not grow with the number of images.
+        maps = torch.cat([self.score_maps(arrays[i : i + _GROUP]) for i in range(0, len(arrays), _GROUP)])
         scores = image_scores(maps, self.recipe.scoring.top).tolist()
         normals = np.asarray(self.calibration.image_scores)
         return [
-            Inspection(score, p_value(score, normals), one)
-            for score, one in zip(scores, maps.numpy(), strict=True)
+            Inspection(score, p_value(score, normals), one) for score, one in zip(scores, maps.numpy(), strict=True)
         ]
 
     @torch.inference_mode()
@@ -171,7 +170,8 @@ class Detector:
             recipe = Recipe.from_dict(json.loads(header["recipe"]))
             about = json.loads(header["backbone"])
             calibration = json.loads(header["calibration"])
-            provenance = json.loads(header["provenance"])
+            provenance = dict(json.loads(header["provenance"]))
+            sha256, weights_file = about["sha256"], about["weights_file"]
             flow = Flow(about["channels"], recipe.flow, seed=0)
             flow.load_state_dict(tensors)
             calibration["image_scores"] = tuple(calibration["image_scores"])
@@ -181,12 +181,12 @@ class Detector:
                 f"{path} is a detector file with contents that do not fit together ({_first_line(cause)}): "
                 "fit the detector again"
             ) from cause
-        file = weights or _remembered(about["weights_file"], recipe.backbone.name)
+        file = weights or _remembered(weights_file, recipe.backbone.name)
         backbone = build_backbone(recipe.backbone, recipe.size, file)
-        if backbone.weights_hash != about["sha256"]:
+        if backbone.weights_hash != sha256:
             raise WeightsError(
                 f"the weights of {recipe.backbone.name} are not those that {path} was fitted with (sha256 "
-                f"{backbone.weights_hash[:12]}… came, {about['sha256'][:12]}… was expected): name the right file "
+                f"{backbone.weights_hash[:12]}… came, {sha256[:12]}… was expected): name the right file "
                 "with --weights"
             )
         target = resolve_device(device)
@@ -216,7 +216,12 @@ def calibrate(flow: Flow, features: NDArray[np.float16], recipe: Recipe, device:
 
 
 def _with_header(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    return save({name: value.clone() for name, value in tensors.items()}, dict(header))
+    """The safetensors file, its header sorted: equal detectors are then equal bytes."""
+    data = save({name: value.clone() for name, value in tensors.items()}, dict(header))
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    text = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[end:]
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

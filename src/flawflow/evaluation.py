@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,17 @@ from flawflow.detector import Detector
 from flawflow.errors import DatasetError
 from flawflow.features import ImageSource
 from flawflow.files import atomic_write
-from flawflow.images import read_mask, resize_mask
-from flawflow.metrics import image_metrics, pixel_metrics
+from flawflow.images import read_image, read_mask, resize_image, resize_mask
+from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
+from flawflow.report import (
+    Case,
+    Section,
+    curve_figure,
+    evaluation_figure,
+    histogram_figure,
+    pick_cases,
+    write_page,
+)
 from flawflow.scoring import image_scores
 from flawflow.types import Category, Sample
 
@@ -76,7 +85,10 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
     scores = np.empty(count)
     detector.score_maps([source(0)])
     started = time.perf_counter()
-    with ThreadPoolExecutor(_WORKERS) as pool, tqdm(total=count, desc="inspecting", disable=not progress) as bar:
+    with (
+        ThreadPoolExecutor(_WORKERS) as pool,
+        tqdm(total=count, desc="inspecting", disable=not progress) as bar,
+    ):
         images = pool.map(source, range(count))
         for first in range(0, count, _BATCH):
             batch = [next(images) for _ in range(first, min(first + _BATCH, count))]
@@ -88,7 +100,7 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
     masks = read_masks(category.test, size)
     labels = np.array([s.is_defective for s in category.test])
     metrics = dict(image_metrics(scores, labels))
-    metrics |= pixel_metrics(maps, masks) if masks is not None else {"pixel_auroc": None, "aupro": None}
+    metrics |= pixel_metrics(maps, masks) if masks is not None else dict.fromkeys(PIXEL_METRICS)
     on_test = detector.provenance.get("selected_on") == "test images"
     return Evaluation(category.test, scores, maps, masks, metrics, milliseconds, on_test)
 
@@ -104,17 +116,73 @@ def read_masks(samples: Sequence[Sample], size: int) -> NDArray[np.bool_] | None
     return masks
 
 
-def to_json(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """``{"categories": {name: numbers}, "mean": numbers}``; the mean is over the categories that have the number."""
-    names = {key for numbers in results.values() for key, v in numbers.items() if isinstance(v, int | float)}
-    mean = {}
-    for key in sorted(names - {"seed"}):
-        values = [n[key] for n in results.values() if isinstance(n.get(key), int | float) and n[key] is not True]
+def numbers(detector: Detector, evaluation: Evaluation) -> dict[str, Any]:
+    """One category's row of the JSON: the metrics, fit_seconds, inspect_ms, the seed and how the epoch was chosen."""
+    seconds = detector.provenance.get("seconds", {})
+    return evaluation.metrics | {
+        "fit_seconds": round(sum(seconds.values()), 2),
+        "inspect_ms": round(evaluation.inspect_ms, 2),
+        "seed": detector.provenance.get("seed"),
+        "selected_on_test": evaluation.selected_on_test,
+    }
+
+
+def to_json(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """``{"categories": {name: numbers}, "mean": numbers}``; each mean is over the categories that have the number."""
+    mean: dict[str, float] = {}
+    for key in ("image_auroc", "pixel_auroc", "aupro", "image_ap", "image_f1_max", "fit_seconds", "inspect_ms"):
+        values = [row[key] for row in results.values() if row.get(key) is not None]
         if values:
             mean[key] = float(np.mean(values))
-    return {"categories": results, "mean": mean}
+    return {"categories": {name: dict(row) for name, row in results.items()}, "mean": mean}
 
 
 def write_json(path: Path, values: Any) -> None:
     """Write JSON, whole or not at all. Raises OutputError."""
     atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def write_report(folder: Path, title: str, results: Mapping[str, tuple[Detector, Evaluation]]) -> Path:
+    """Figures and one self-contained page about evaluated categories; returns the page's path.
+
+    For each category: the numbers, image / truth / map of the best, median and worst cases, the scores' histogram
+    and the training curve. Raises OutputError where the folder cannot be written.
+    """
+    sections = []
+    for name, (detector, evaluation) in results.items():
+        figure, histogram = _figure(evaluation), histogram_figure(evaluation.scores, evaluation.labels)
+        atomic_write(folder / f"{name}-cases.png", figure)
+        atomic_write(folder / f"{name}-scores.png", histogram)
+        facts = tuple((key.replace("_", " "), f"{v:.4f}") for key, v in evaluation.metrics.items() if v is not None)
+        label = " The epoch was chosen on test images." if evaluation.selected_on_test else ""
+        about = (
+            f"{int(evaluation.labels.sum())} defective and {int((~evaluation.labels).sum())} good test images; learned "
+            f"from {detector.provenance.get('learned_from')} good images, seed {detector.provenance.get('seed')}, "
+            f"{evaluation.inspect_ms:.0f} ms an image.{label}"
+        )
+        sections.append(Section(name, about, facts=facts, png=figure, caption="image, truth, anomaly map"))
+        sections.append(Section(f"{name}: scores", png=histogram, caption="good against defective test images"))
+        history = detector.provenance.get("history", [])
+        if history:
+            curve = curve_figure([h["epoch"] + 1 for h in history], [h["loss"] for h in history])
+            sections.append(Section(f"{name}: training", png=curve, caption="loss of the validated epochs"))
+    page = folder / "index.html"
+    write_page(page, title, sections)
+    return page
+
+
+def _figure(evaluation: Evaluation) -> bytes:
+    cases = []
+    for index, title in pick_cases(evaluation.scores, evaluation.labels):
+        sample = evaluation.samples[index]
+        cases.append(
+            Case(
+                title=f"{title}: {sample.defect}/{sample.path.name}",
+                image=resize_image(read_image(sample.path), evaluation.maps.shape[1]),
+                truth=None if evaluation.masks is None else evaluation.masks[index],
+                anomaly_map=evaluation.maps[index],
+                score=float(evaluation.scores[index]),
+                is_defective=sample.is_defective,
+            )
+        )
+    return evaluation_figure(cases)

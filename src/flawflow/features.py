@@ -76,7 +76,8 @@ def grid_coverage(mask: Mask, grid: tuple[int, int]) -> NDArray[np.uint8]:
     tensor = torch.from_numpy(mask.astype(np.float32))[None, None]
     share = torch.nn.functional.adaptive_avg_pool2d(tensor, grid)[0, 0]
     # Rounded up, so that a defect of a few pixels does not look like an unchanged image.
-    return np.ceil(share.numpy() * 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.ceil(share.numpy() * 255).astype(np.uint8)
+    return rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,4 +181,5 @@ def extract(backbone: Backbone, images: Sequence[Image], device: torch.device) -
     batch = torch.from_numpy(np.stack(images)).to(device)
     features = backbone(batch)
     # Half precision ends at 65504; a network whose features go further would otherwise store infinities.
-    return features.clamp(-65504, 65504).to(torch.float16).cpu().numpy()
+    maps: NDArray[np.float16] = features.clamp(-65504, 65504).to(torch.float16).cpu().numpy()
+    return maps

@@ -82,6 +82,8 @@ def fit(
         OutputError: the store or the checkpoint cannot be written.
     """
     started = time.perf_counter()
+    if not 0 <= seed < 2**31:
+        raise OptionError(f"the seed is {seed}: expected a whole number of at least 0 and below 2147483648")
     recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
@@ -92,6 +94,7 @@ def fit(
     fingerprint = make_key({"images": sources[0].digests() + sources[1].digests()})
     run = make_key(
         {
+            "flawflow": __version__,
             "recipe": recipe.to_dict(),
             "weights": backbone.weights_hash,
             "images": fingerprint,
@@ -216,9 +219,7 @@ def _features(
     return data, held.build(store, HELD_OUT_VERSIONS, True, say)
 
 
-def _test_validation(
-    category: Category, recipe: Recipe, backbone: Backbone, device: torch.device
-) -> Validation:
+def _test_validation(category: Category, recipe: Recipe, backbone: Backbone, device: torch.device) -> Validation:
     if not any(s.is_defective for s in category.test):
         raise OptionError(
             f"--select-on-test needs test images with defects, and '{category.name}' has none: leave the option out"
@@ -235,9 +236,11 @@ def _test_validation(
 
 def _summary(history: Sequence[Epoch], provenance: dict[str, Any]) -> str:
     best = max(history, key=lambda e: (e.quality, e.epoch))
-    shown = [f"{n} AUROC {v:.4f}" for n, v in (("image", best.image_auroc), ("pixel", best.pixel_auroc)) if v is not None]
+    shown = [
+        f"{n} AUROC {v:.4f}" for n, v in (("image", best.image_auroc), ("pixel", best.pixel_auroc)) if v is not None
+    ]
     seconds = provenance["seconds"]
     return (
-        f"kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'} on {provenance['selected_on']}"
-        f" ({seconds['features']:.0f} s features, {seconds['training']:.0f} s training)"
+        f"kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'} on "
+        f"{provenance['selected_on']} ({seconds['features']:.0f} s features, {seconds['training']:.0f} s training)"
     )

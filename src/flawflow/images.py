@@ -146,9 +146,7 @@ def _decode(path: Path) -> PIL.Image.Image:
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large ({error}); cut it into tiles or scale it down") from error
     except _BROKEN as error:
-        raise ImageError(
-            f"{path} is truncated or damaged ({error}); copy it again from its source"
-        ) from error
+        raise ImageError(f"{path} is truncated or damaged ({error}); copy it again from its source") from error
 
 
 def _check_file(path: Path) -> None:

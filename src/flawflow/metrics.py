@@ -234,9 +234,7 @@ def _check_both(labels: Labels) -> None:
 
 def _check_flat(scores: Floats, labels: Labels) -> None:
     if scores.ndim != 1 or scores.shape != labels.shape:
-        raise InputError(
-            f"scores of shape {scores.shape} with labels of shape {labels.shape}; expected (N,) and (N,)"
-        )
+        raise InputError(f"scores of shape {scores.shape} with labels of shape {labels.shape}; expected (N,) and (N,)")
     if labels.dtype != np.bool_ and not np.isin(labels, (0, 1)).all():
         raise InputError(f"labels {np.unique(labels)[:5].tolist()}; expected 0 (good) and 1 (defective)")
     _check_finite(scores, "scores")
@@ -244,9 +242,7 @@ def _check_flat(scores: Floats, labels: Labels) -> None:
 
 def _check_maps(maps: Floats, masks: NDArray[np.bool_]) -> None:
     if maps.ndim != 3 or maps.shape != masks.shape:
-        raise InputError(
-            f"maps of shape {maps.shape} with masks of shape {masks.shape}; expected (N, H, W) for both"
-        )
+        raise InputError(f"maps of shape {maps.shape} with masks of shape {masks.shape}; expected (N, H, W) for both")
     if masks.dtype != np.bool_:
         raise InputError(f"masks of type {masks.dtype}; expected bool, True = defective")
     for index, anomaly_map in enumerate(maps):

@@ -59,15 +59,18 @@ def self_supervised_loss(normal: Tensor, synthetic: Tensor, bound: float) -> Sel
 def local_margin_loss(nll: Tensor, defective: Tensor, ceiling: Tensor, margin: float) -> Tensor:
     """Push masked locations above normal ones, but no further than a margin; a scalar in nats per location.
 
-    mean over defective locations of max(0, ceiling + margin − nll). The hinge is what keeps the term from running
-    away: a location that is already ``margin`` nats less likely than ``ceiling`` has no gradient.
+    max(0, ceiling + margin − nll), averaged over the defective locations of an image, then over images, so that a
+    hairline weighs as much as a large stain. The hinge is what keeps the term from running away: a location that is
+    already ``margin`` nats less likely than ``ceiling`` has no gradient.
 
     Args:
         nll: (B, h, w) nats per location of the synthetic images.
-        defective: (B, h, w) bool, the locations under the synthetic defect.
+        defective: (B, h, w) bool, the locations under the synthetic defect; images without any do not count.
         ceiling: scalar, nats per location; what counts as the upper end of normal (no gradient flows through it).
         margin: nats.
     """
-    if not bool(defective.any()):
+    count = defective.sum(dim=(1, 2))
+    if not bool(count.any()):
         return nll.new_zeros(())
-    return torch.relu(ceiling.detach() + margin - nll[defective]).mean()
+    short = torch.relu(ceiling.detach() + margin - nll) * defective
+    return (short.sum(dim=(1, 2))[count > 0] / count[count > 0]).mean()

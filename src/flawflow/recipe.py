@@ -1,7 +1,7 @@
 """Every choice of a fit, as frozen dataclasses; each named recipe is a short function of literal numbers."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 from flawflow.backbones import BackboneSpec
@@ -63,8 +63,9 @@ class TrainingConfig:
                 f"training.learning_rate is {self.learning_rate} and minimum_rate {self.minimum_rate}: expected "
                 "0 ≤ minimum_rate ≤ learning_rate and learning_rate > 0"
             )
-        if min(self.eps, self.weight_decay, self.bound, self.margin, self.weight) < 0 or self.patience < 0:
-            raise OptionError("training.eps, weight_decay, bound, margin, weight and patience must not be negative")
+        for name in ("eps", "weight_decay", "bound", "margin", "weight", "patience", "cosine_epochs"):
+            if getattr(self, name) < 0:
+                raise OptionError(f"training.{name} is {getattr(self, name)}: expected 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +168,8 @@ def default() -> Recipe:
     return Recipe(
         name="default",
         size=448,
-        backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(7,)),
-        flow=FlowConfig(blocks=4, subnet="pointwise", hidden=128, dropout=0.0, whiten=True, shrinkage=0.01),
+        backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
+        flow=FlowConfig(blocks=4, subnet="pointwise", hidden=128, dropout=0.0, clamp=0.3, whiten=True, shrinkage=0.03),
         synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
         training=TrainingConfig(
             objective="local_margin",
@@ -179,6 +180,7 @@ def default() -> Recipe:
             cosine_epochs=0,
             eps=1e-8,
             weight_decay=1e-5,
+            margin=1.0,
             per_dimension=True,
             evaluate_every=4,
             patience=0,
@@ -188,7 +190,18 @@ def default() -> Recipe:
     )
 
 
-RECIPES = {"default": default, "paper": paper}
+def demo() -> Recipe:
+    """A small recipe without weights for the generated product line: a fixed filter bank under a short flow."""
+    return replace(
+        default(),
+        name="demo",
+        size=256,
+        backbone=BackboneSpec(name="filters", taps=(0, 1, 2, 3)),
+        flow=FlowConfig(blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, shrinkage=0.001),
+    )
+
+
+RECIPES = {"default": default, "paper": paper, "demo": demo}
 
 
 def named_recipe(name: str) -> Recipe:

@@ -11,10 +11,11 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from flawflow.errors import OptionError, OutputError
 
 Row = Mapping[str, NDArray[Any]]
 _FLUSH_EVERY = 16
+_SHARD_NAME = re.compile(r"[0-9a-f]{32}(\.partial|\.removed)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +85,11 @@ class FeatureStore:
         """Whether the shard is complete."""
         return (self.root / key).is_dir()
 
-    def shard(
-        self, key: str, layout: Layout, rows: Callable[[int], Iterator[Row]], extra: str = ""
-    ) -> Shard:
+    def shard(self, key: str, layout: Layout, rows: Callable[[int], Iterator[Row]], extra: str = "") -> Shard:
         """The arrays of shard ``key``, read-only and memory-mapped; computed first where they are missing.
 
         Args:
-            key: name of the shard, see ``make_key``.
+            key: name of the shard, made by ``make_key``.
             layout: name → shape and dtype of each array.
             rows: called with the first missing row; yields one mapping a row, arrays of ``layout``'s row shapes.
             extra: what the message for a shard that is too large adds.
@@ -105,10 +105,11 @@ class FeatureStore:
                 self._fill(self.root / f"{key}.partial", layout, rows)
                 (self.root / f"{key}.partial").rename(final)
             os.utime(final)
-        return {
-            name: np.memmap(final / name, dtype=spec.dtype, mode="r", shape=spec.shape)
-            for name, spec in layout.items()
-        }
+            # Mapped while the lock is held: what is mapped stays readable, even when another process makes room.
+            return {
+                name: np.memmap(final / name, dtype=spec.dtype, mode="r", shape=spec.shape)
+                for name, spec in layout.items()
+            }
 
     def size(self) -> int:
         """Bytes that the store takes now."""
@@ -116,19 +117,34 @@ class FeatureStore:
 
     def clear(self) -> int:
         """Remove every shard; returns the bytes set free."""
-        freed = self.size()
-        for folder in self._folders():
-            shutil.rmtree(folder, ignore_errors=True)
-        return freed
+        return sum(self._drop(folder) for folder in self._folders())
 
     def _folders(self) -> list[Path]:
-        return [p for p in self.root.iterdir() if p.is_dir()]
+        # Only what this store made: its folder may be one where a user keeps other things.
+        return [p for p in self.root.iterdir() if _SHARD_NAME.fullmatch(p.name) and p.is_dir()]
 
     @contextmanager
     def _locked(self, key: str) -> Iterator[None]:
         with (self.root / f"{key}.lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+    def _drop(self, folder: Path) -> int:
+        """Remove a shard, unless a process works on it right now; returns the bytes set free."""
+        key = folder.name.split(".")[0]
+        with (self.root / f"{key}.lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return 0
+            freed = _folder_bytes(folder)
+            # Under another name first: a shard that was removed by half must not look like a whole one.
+            doomed = self.root / f"{key}.removed"
+            shutil.rmtree(doomed, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        return freed
 
     def _make_room(self, need: int, key: str, extra: str) -> None:
         if need > self.limit:
@@ -137,12 +153,10 @@ class FeatureStore:
                 f"raise --store-limit, or lower the input size or versions{extra}"
             )
         partial = self.root / f"{key}.partial"
-        others = sorted((p for p in self._folders() if p != partial), key=lambda p: p.stat().st_mtime)
+        others = sorted((p for p in self._folders() if p != partial), key=_age)
         taken = sum(_folder_bytes(p) for p in others)
         while others and taken + need > self.limit:
-            oldest = others.pop(0)
-            taken -= _folder_bytes(oldest)
-            shutil.rmtree(oldest, ignore_errors=True)
+            taken -= self._drop(others.pop(0))
         missing = need - (_folder_bytes(partial) if partial.is_dir() else 0)
         if missing > shutil.disk_usage(self.root).free:
             raise OutputError(
@@ -156,6 +170,8 @@ class FeatureStore:
         done = int(journal.read_text()) if journal.is_file() and journal.read_text().strip() else 0
         count = next(iter(layout.values())).shape[0]
         handles = {name: (folder / name).open("ab") for name in layout}
+        # A file that lost rows, in a power cut say, must not be filled up with zeros.
+        done = min(done, *(handle.tell() // layout[name].row_bytes for name, handle in handles.items()))
         try:
             for name, handle in handles.items():
                 handle.truncate(done * layout[name].row_bytes)
@@ -179,7 +195,9 @@ def open_store(root: Path | None, limit: int, keep: bool) -> Iterator[FeatureSto
     if keep:
         yield FeatureStore(root or default_root(), limit)
         return
-    with tempfile.TemporaryDirectory(prefix="flawflow-features-") as folder:
+    with _written_at(Path(os.environ.get("TMPDIR", "/tmp"))):
+        holder = tempfile.TemporaryDirectory(prefix="flawflow-features-")
+    with holder as folder:
         yield FeatureStore(Path(folder), limit)
 
 
@@ -194,7 +212,21 @@ def _commit(journal: Path, handles: Mapping[str, Any], number: int) -> None:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+    """What the files of a folder take; another process may remove any of them meanwhile."""
+    total = 0
+    with suppress(FileNotFoundError):
+        for file in folder.iterdir():
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+    return total
+
+
+def _age(folder: Path) -> float:
+    """When a shard was last used; at once where another process has just removed it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 @contextmanager

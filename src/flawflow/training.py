@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from flawflow.errors import OptionError
 from flawflow.features import FeatureSet, grid_coverage
 from flawflow.files import atomic_write
 from flawflow.flow import Flow
@@ -48,7 +49,8 @@ class Validation:
 def covered(coverage: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Cells that count as defective, (…, h, w): at least half covered, or as much as the defect's fullest cell."""
     fullest = np.maximum(coverage.max(axis=(-2, -1), keepdims=True), 1)
-    return coverage >= np.minimum(_HALF_CELL, fullest)
+    defective: NDArray[np.bool_] = coverage >= np.minimum(_HALF_CELL, fullest)
+    return defective
 
 
 def grid_cells(mask: Mask, grid: tuple[int, int]) -> NDArray[np.bool_]:
@@ -116,6 +118,7 @@ def train(
         The validated epochs, oldest first.
 
     Raises:
+        OptionError: the loss left the finite numbers.
         OutputError: the checkpoint cannot be written.
     """
     flow.to(device)
@@ -145,6 +148,11 @@ def train(
             active += share * len(indices) / count
             bar.set_postfix(loss=f"{float(loss.detach()):.4g}", active=f"{share:.0%}", refresh=False)
             bar.update()
+        if not math.isfinite(total):
+            raise OptionError(
+                f"the training diverged in epoch {epoch + 1} (loss {total}): lower training.learning_rate, "
+                f"now {config.learning_rate}"
+            )
         if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
             image, pixel = validate(flow, validation, scoring, device)
             entry = Epoch(epoch, total, active, rate, image, pixel)
@@ -197,11 +205,10 @@ def _local_loss(
 ) -> tuple[Tensor, float]:
     """Likelihood of the clean cells of all images, hinge on the defective cells of the synthetic ones."""
     channels = z.shape[1]
-    cover = torch.from_numpy(coverage).to(nll.device)
+    defective = torch.from_numpy(covered(coverage)).to(nll.device)
     normal, synthetic = nll[:normals], nll[normals:]
     fit = normal.mean()
     ceiling = torch.quantile(normal.detach().flatten()[:1_000_000], 0.99)
-    defective = cover >= _HALF_CELL
     hinge = local_margin_loss(synthetic, defective, ceiling, config.margin * channels)
     active = (synthetic.detach()[defective] < ceiling + config.margin * channels).float().mean()
     loss = (fit + config.weight * hinge) * nll[0].numel()
@@ -219,7 +226,8 @@ def _scaled(loss: Tensor, z: Tensor, config: TrainingConfig) -> Tensor:
 
 
 def _tensor(rows: NDArray[np.float16], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rows)).to(device).float()
+    # Copied, because the store's arrays are read-only and PyTorch warns of those.
+    return torch.from_numpy(np.array(rows)).to(device).float()
 
 
 @torch.inference_mode()
@@ -228,11 +236,11 @@ def validate(
 ) -> tuple[float | None, float | None]:
     """Image and pixel AUROC of the validation set, on the flow's own grid; None where one class is missing."""
     flow.eval()
-    maps = [
-        smooth(location_scores(*flow(_tensor(features[i : i + 8], device)), scoring.score), scoring.sigma).cpu()
-        for features, _, _ in validation.parts
-        for i in range(0, len(features), 8)
-    ]
+    maps = []
+    for features, _, _ in validation.parts:
+        for i in range(0, len(features), 8):
+            z, log_det = flow(_tensor(features[i : i + 8], device))
+            maps.append(smooth(location_scores(z, log_det, scoring.score), scoring.sigma).cpu())
     scored = torch.cat(maps)
     cells = np.concatenate([cells for _, cells, _ in validation.parts])
     images = np.concatenate([flags for _, _, flags in validation.parts])
@@ -255,9 +263,7 @@ def _weights(flow: Flow) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in flow.state_dict().items()}
 
 
-def _save(
-    path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Optimizer, state: _Progress
-) -> None:
+def _save(path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Optimizer, state: _Progress) -> None:
     if path is None:
         return
     tensors = {f"flow.{k}": v for k, v in _weights(flow).items()} | {f"best.{k}": v for k, v in state.best.items()}
@@ -268,14 +274,12 @@ def _save(
     atomic_write(path, save({k: v.contiguous().clone() for k, v in tensors.items()}, header))
 
 
-def _resume(
-    path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Optimizer
-) -> _Progress | None:
+def _resume(path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Optimizer) -> _Progress | None:
     """Load a checkpoint of this very run into flow and optimiser; None where there is none."""
     if path is None or not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             if header.get("run") != run_key:
                 return None
@@ -300,4 +304,3 @@ def _adam_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Any]]:
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
     return state
-

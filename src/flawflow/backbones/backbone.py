@@ -47,9 +47,7 @@ class Backbone(nn.Module):
         self.levels = levels
         held = self._held()
         # what was resampled to this input size is kept as it came, so that the hash holds at any size
-        self._originals = {
-            name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape
-        }
+        self._originals = {name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape}
         self.register_buffer("mean", torch.tensor(norm[0]).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(norm[1]).view(1, 3, 1, 1) * 255), persistent=False)
         self.requires_grad_(False)
@@ -78,9 +76,7 @@ class Backbone(nn.Module):
         """RGB images uint8 (B, S, S, 3) → feature map float32 (B, C, h, w); normalises them itself."""
         if images.dtype != torch.uint8 or images.shape[1:] != (self.size, self.size, 3):
             side = self.size
-            raise OptionError(
-                f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)"
-            )
+            raise OptionError(f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)")
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
         return join_levels(self.levels(pixels), self.grid, self.spec.smooth)
 
@@ -98,14 +94,10 @@ def join_levels(levels: Sequence[Tensor], grid: tuple[int, int], smooth: int) ->
     return torch.cat(maps, dim=1).contiguous()
 
 
-def _joined_shape(
-    spec: BackboneSpec, size: int, shapes: Sequence[tuple[int, int, int]]
-) -> tuple[int, tuple[int, int]]:
+def _joined_shape(spec: BackboneSpec, size: int, shapes: Sequence[tuple[int, int, int]]) -> tuple[int, tuple[int, int]]:
     channels = sum(shape[0] for shape in shapes)
     if channels % 2:
-        raise OptionError(
-            f"taps {spec.taps} of {spec.name} give {channels} channels: expected an even number"
-        )
+        raise OptionError(f"taps {spec.taps} of {spec.name} give {channels} channels: expected an even number")
     if spec.stride is None:
         return channels, max(shape[1:] for shape in shapes)
     if size % spec.stride:
@@ -135,9 +127,7 @@ def build_backbone(spec: BackboneSpec, size: int, weights: Path | None = None) -
 
 def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:
     if weights is not None:
-        raise OptionError(
-            f"the {FILTERS} backbone has no weights: leave {weights} out or name another backbone"
-        )
+        raise OptionError(f"the {FILTERS} backbone has no weights: leave {weights} out or name another backbone")
     bank = FilterBank(spec.taps)
     shapes = _level_shapes(bank, torch.zeros(1, 3, size, size))
     unscaled = ((0.0,) * 3, (1.0,) * 3)

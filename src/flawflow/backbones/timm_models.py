@@ -123,9 +123,7 @@ def fill(levels: TimmLevels, spec: BackboneSpec, size: int, tensors: Mapping[str
     computed tables (rotary codes, window indices) that no weights file holds.
     """
     outlined = levels.network.state_dict()
-    state = {
-        name: tensors.get(name, torch.zeros(like.shape, dtype=like.dtype)) for name, like in outlined.items()
-    }
+    state = {name: tensors.get(name, torch.zeros(like.shape, dtype=like.dtype)) for name, like in outlined.items()}
     if POSITION in state:
         state[POSITION] = resample_position(levels.network, state[POSITION])
     if any(name not in outlined for name, _ in levels.network.named_buffers()):

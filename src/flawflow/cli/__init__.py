@@ -1,0 +1,34 @@
+"""The command line: ``flawflow demo|fit|inspect|evaluate|benchmark|synthesize``."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from flawflow.cli.parser import build_parser
+from flawflow.errors import FlawflowError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for unusable input, 130 when interrupted.
+
+    A message on standard error says what came, what was expected and what to do; there is no traceback.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        # Imported here, so that --help answers before the heavy libraries are loaded.
+        from flawflow.cli import commands
+
+        return int(getattr(commands, arguments.command)(arguments))
+    except FlawflowError as error:
+        print(f"flawflow: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"flawflow: {error.strerror or error}{where}: make room or choose another place", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("flawflow: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130

@@ -71,9 +71,7 @@ def _read_split(folder: Path, part: str) -> tuple[Sample, ...]:
     label = folder / part / "Label"
     if not label.is_dir():
         # Without the masks every defective image would pass for a good one.
-        raise layout_error(
-            LAYOUT, folder, f"{part}/Label is absent, so good and defective cannot be told apart"
-        )
+        raise layout_error(LAYOUT, folder, f"{part}/Label is absent, so good and defective cannot be told apart")
     images = list_images(folder / part)
     masks = masks_by_stem(images, list_images(label), "_label")
     found = [(path, masks.get(path.stem)) for path in images]

@@ -82,9 +82,7 @@ def stroke(size: int, points: NDArray[np.float64], width: float, soft: float = 0
     return _softened(drawn, soft)
 
 
-def blob(
-    rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float, rough: float
-) -> Alpha:
+def blob(rng: np.random.Generator, size: int, centre: tuple[float, float], radius: float, rough: float) -> Alpha:
     """Alpha of an irregular round patch; ``rough`` is the relative deviation of its outline."""
     angles = np.linspace(0, 2 * np.pi, 96, endpoint=False)
     outline = np.ones_like(angles)

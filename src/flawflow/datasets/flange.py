@@ -55,9 +55,7 @@ def draw_flange(rng: np.random.Generator, size: int) -> Flange:
     x, y = x - np.float32(centre[0]), y - np.float32(centre[1])
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
     bolts = [turn + number * np.pi / 3 for number in range(6)]
-    from_hole = np.min(
-        [np.hypot(x - BOLT_CIRCLE * np.cos(b), y - BOLT_CIRCLE * np.sin(b)) for b in bolts], axis=0
-    )
+    from_hole = np.min([np.hypot(x - BOLT_CIRCLE * np.cos(b), y - BOLT_CIRCLE * np.sin(b)) for b in bolts], axis=0)
     ring = _inside(OUTER - radius, size) * _inside(radius - INNER, size)
     cover = ring * _inside(from_hole - BOLT_HOLE, size)
 
@@ -117,9 +115,7 @@ def _chip(part: Flange, rng: np.random.Generator) -> Canvas:
     bite = blob(rng, size, part.spot(OUTER + 2, angle), radius, 0.3)
     wider = np.clip(blur(bite, 1.4) * 2.2, 0, 1)
     fracture = (0.34 + 0.07 * noise(rng, size, 1.0))[:, :, None] * colour(1, 1, 1.02)
-    return blend(
-        blend(part.canvas, fracture, 0.9 * wider * part.cover), (0.80, 0.797, 0.785), bite * part.cover
-    )
+    return blend(blend(part.canvas, fracture, 0.9 * wider * part.cover), (0.80, 0.797, 0.785), bite * part.cover)
 
 
 def _scratch(part: Flange, rng: np.random.Generator) -> Canvas:

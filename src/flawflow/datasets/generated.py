@@ -160,9 +160,7 @@ def _png(image: Image) -> bytes:
 def _check(product: str, index: int, seed: int, size: int, defect: str | None) -> None:
     known = defects_of(product)
     if defect == GOOD or (defect is not None and defect not in known):
-        raise OptionError(
-            f"unknown defect {defect!r} of {product}; choose one of {', '.join(known)}, or None"
-        )
+        raise OptionError(f"unknown defect {defect!r} of {product}; choose one of {', '.join(known)}, or None")
     if index < 0 or seed < 0:
         raise OptionError(f"index {index}, seed {seed}: expected numbers of at least 0")
     if not _MIN_SIZE <= size <= _MAX_SIZE:

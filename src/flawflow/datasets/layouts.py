@@ -77,9 +77,7 @@ def sorted_samples(samples: Iterable[Sample]) -> tuple[Sample, ...]:
     return tuple(sorted(samples, key=lambda sample: sample.path))
 
 
-def pair_masks(
-    images: Sequence[Path], masks: Sequence[Path], *, defect: str, ending: str = ""
-) -> tuple[Sample, ...]:
+def pair_masks(images: Sequence[Path], masks: Sequence[Path], *, defect: str, ending: str = "") -> tuple[Sample, ...]:
     """Defective samples with their masks: the mask's name is the image's, with or without ``ending``.
 
     Raises:
@@ -88,9 +86,7 @@ def pair_masks(
     by_stem = masks_by_stem(images, masks, ending)
     bare = [path for path in images if path.stem not in by_stem]
     if bare:
-        raise DatasetError(
-            f"defective images without a mask: {_name(bare)}; bring the masks, or move them out"
-        )
+        raise DatasetError(f"defective images without a mask: {_name(bare)}; bring the masks, or move them out")
     return tuple(Sample(path, defect, by_stem[path.stem]) for path in images)
 
 

@@ -34,13 +34,9 @@ def list_categories(root: Path) -> tuple[str, ...]:
     """The one category, when the folders are there."""
     if not root.is_dir():
         raise layout_error(LAYOUT, root, "the dataset is not there")
-    absent = [
-        name for name in ("MT_Free", *map(_folder_name, DEFECTS)) if not (root / name / "Imgs").is_dir()
-    ]
+    absent = [name for name in ("MT_Free", *map(_folder_name, DEFECTS)) if not (root / name / "Imgs").is_dir()]
     if absent:
-        raise layout_error(
-            LAYOUT, root, f"folders are absent: {', '.join(f'{name}/Imgs' for name in absent)}"
-        )
+        raise layout_error(LAYOUT, root, f"folders are absent: {', '.join(f'{name}/Imgs' for name in absent)}")
     return (NAME,)
 
 

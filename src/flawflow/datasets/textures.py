@@ -154,9 +154,7 @@ def _crack(canvas: Canvas, rng: np.random.Generator) -> Canvas:
     start = (x - np.cos(angle) * length / 2, y - np.sin(angle) * length / 2)
     main = path(rng, start, angle, length, 2.2)
     fork = main[len(main) // 3 + int(rng.integers(len(main) // 3))]
-    branch = path(
-        rng, (fork[0], fork[1]), angle + rng.choice([-1, 1]) * rng.uniform(0.5, 0.9), length * 0.35, 1.8
-    )
+    branch = path(rng, (fork[0], fork[1]), angle + rng.choice([-1, 1]) * rng.uniform(0.5, 0.9), length * 0.35, 1.8)
     cracked = blend(canvas, (0.85, 0.84, 0.82), 0.35 * stroke(size, main - 1.4, 1.2, 0.6))
     deep: Alpha = np.maximum(stroke(size, main, 1.0), 0.9 * stroke(size, branch, 1.0))
     deep = np.maximum(deep, stroke(size, main[: len(main) * 2 // 3], 1.8))

@@ -90,18 +90,20 @@ class Whitening(nn.Module):
         channels = mean.numel()
         average = covariance.diagonal().mean()
         covariance = (1 - shrinkage) * covariance
-        covariance = covariance + (shrinkage * average + 1e-9) * torch.eye(channels, dtype=torch.float64)
+        covariance = covariance + shrinkage * average * torch.eye(channels, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(covariance)
+        # Sums in float32 leave a direction without variance with one of either sign, 1e-7 of the largest.
+        values = values.clamp_min(max(1e-7 * float(values.abs().max()), 1e-9))
         self.mean.copy_(mean)
         self.matrix.copy_((vectors / values.sqrt()).T)
         self.log_det.copy_(-0.5 * values.log().sum())
 
     def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
-        bias = -(self.matrix @ self.mean)
         with torch.autocast(x.device.type, enabled=False):
+            bias = -(self.matrix @ self.mean)
             y = F.conv2d(x, self.matrix[:, :, None, None], bias)
         return y, self.log_det.expand(x.shape[0], *x.shape[2:])
 
     def inverse(self, y: Tensor) -> Tensor:
-        solved = torch.linalg.solve(self.matrix, y.transpose(0, 1).flatten(1))
+        solved: Tensor = torch.linalg.solve(self.matrix, y.transpose(0, 1).flatten(1))
         return solved.view(y.shape[1], y.shape[0], *y.shape[2:]).transpose(0, 1) + self.mean[:, None, None]

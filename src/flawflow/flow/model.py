@@ -53,8 +53,10 @@ class Flow(nn.Module):
             raise OptionError(
                 f"the feature maps have {channels} channels: a flow needs an even number; choose other taps"
             )
-        if config.blocks < 0 or not 0 <= config.dropout < 1 or config.clamp <= 0 or config.hidden < 1:
-            raise OptionError(f"{config}: expected blocks ≥ 0, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
+        if config.blocks < 1 or not 0 <= config.dropout < 1 or config.clamp <= 0 or config.hidden < 1:
+            raise OptionError(f"{config}: expected blocks ≥ 1, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
+        if not 0 <= config.shrinkage <= 1:
+            raise OptionError(f"flow.shrinkage is {config.shrinkage}: expected a number in [0, 1]")
         self.channels = channels
         self.config = config
         self.whitening = Whitening(channels) if config.whiten else None

@@ -1,8 +1,9 @@
 """The networks inside a coupling block: half of the channels in, log-scale and shift of the other half out.
 
 Three belong to the paper (section 3.2.1, figure 6, table 10): ``residual``, ``no_residual`` and ``convolution``.
-They have no activation function: the attention's softmax is their only non-linearity. ``pointwise`` is ours:
-two 1×1 convolutions with a ReLU that see one location and where it lies, and run several times faster.
+They have no activation function: the attention's softmax is their only non-linearity. Two are ours and several
+times faster: ``pointwise``, two 1×1 convolutions with a ReLU that see one location and where it lies, and ``local``,
+the same with a 3×3 convolution in between.
 """
 
 import math
@@ -14,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from flawflow.errors import OptionError
 
-SUBNETS = ("residual", "no_residual", "convolution", "pointwise")
+SUBNETS = ("residual", "no_residual", "convolution", "pointwise", "local")
 
 
 def position_code(length: int, width: int, like: Tensor) -> Tensor:
@@ -23,9 +24,7 @@ def position_code(length: int, width: int, like: Tensor) -> Tensor:
     Inverse time scales are 10000^(−i / (width/2 − 1)), i = 0 … width/2 − 1, positions count 0 … length − 1.
     """
     half = width // 2
-    scales = torch.exp(
-        torch.arange(half, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / (half - 1))
-    )
+    scales = torch.exp(torch.arange(half, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / (half - 1)))
     angles = torch.arange(length, device=like.device, dtype=torch.float64)[:, None] * scales
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.dtype)
 
@@ -50,9 +49,7 @@ class Attention(nn.Module):
         keys, values, queries = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.kvq(tokens).chunk(3, dim=2)
         )
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, dropout_p=self.dropout if self.training else 0.0
-        )
+        mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=self.dropout if self.training else 0.0)
         return mixed.transpose(1, 2).reshape(batch, height * breadth, width).transpose(1, 2).view_as(x)
 
 
@@ -82,23 +79,27 @@ class AttentionSubnet(nn.Module):
         return self.leave(x)  # type: ignore[no-any-return]
 
 
-class PointwiseSubnet(nn.Module):
+class PlacedSubnet(nn.Module):
     """1×1 convolution plus a linear map of the place, ReLU, 1×1 convolution: (B, cin, h, w) → (B, cout, h, w).
 
     The place is a fixed 2-D code of (y, x) in [−1, 1]: sines and cosines of π/2, π, 2π and 4π times each, so that
-    it means the same at every input size. ``dropout`` drops single hidden values, in training only.
+    it means the same at every input size. With ``neighbours``, a residual 3×3 convolution between the two lets a
+    location see those around it. ``dropout`` drops single hidden values, in training only.
     """
 
-    def __init__(self, cin: int, cout: int, hidden: int, dropout: float) -> None:
+    def __init__(self, cin: int, cout: int, hidden: int, dropout: float, neighbours: bool) -> None:
         super().__init__()
         self.enter = nn.Conv2d(cin, hidden, 1)
         self.place = nn.Conv2d(16, hidden, 1, bias=False)
+        self.near = nn.Conv2d(hidden, hidden, 3, padding=1) if neighbours else None
         self.drop = nn.Dropout(dropout)
         self.leave = nn.Conv2d(hidden, cout, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.enter(x) + self.place(place_code(x.shape[2], x.shape[3], x))
-        return self.leave(self.drop(torch.relu(hidden)))  # type: ignore[no-any-return]
+        hidden = torch.relu(self.enter(x) + self.place(place_code(x.shape[2], x.shape[3], x)))
+        if self.near is not None:
+            hidden = hidden + torch.relu(self.near(hidden))
+        return self.leave(self.drop(hidden))  # type: ignore[no-any-return]
 
 
 def place_code(height: int, width: int, like: Tensor) -> Tensor:
@@ -116,15 +117,16 @@ def build_subnet(kind: str, cin: int, cout: int, hidden: int, heads: int, dropou
         OptionError: the name is unknown, or the hidden width cannot be shared among the heads.
     """
     if kind in ("residual", "no_residual"):
-        if hidden % heads or hidden % 2:
+        if heads < 1 or hidden < 4 or hidden % heads or hidden % 2:
             raise OptionError(
-                f"the flow's hidden width is {hidden}: expected an even multiple of its {heads} attention heads"
+                f"the flow's hidden width is {hidden}: expected an even multiple of its {heads} attention "
+                "heads, at least 4, and at least one head"
             )
         return AttentionSubnet(cin, cout, hidden, heads, dropout, residual=kind == "residual")
     if kind == "convolution":
         return nn.Sequential(
             nn.Conv2d(cin, hidden, 1), nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, cout, 1)
         )
-    if kind == "pointwise":
-        return PointwiseSubnet(cin, cout, hidden, dropout)
+    if kind in ("pointwise", "local"):
+        return PlacedSubnet(cin, cout, hidden, dropout, neighbours=kind == "local")
     raise OptionError(f"unknown subnet '{kind}': expected one of {', '.join(SUBNETS)}")

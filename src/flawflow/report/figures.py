@@ -50,9 +50,7 @@ class Case:
     is_defective: bool
 
 
-def overlay(
-    image: Image, anomaly_map: AnomalyMap, low: float, high: float, outline: Mask | None = None
-) -> Image:
+def overlay(image: Image, anomaly_map: AnomalyMap, low: float, high: float, outline: Mask | None = None) -> Image:
     """Tint the anomalous places of an image and leave the rest as it is.
 
     Args:
@@ -116,9 +114,7 @@ def contact_sheet(
             left = gap + column * (cell + gap) + (cell - fitted.width) // 2
             sheet.paste(fitted, (left, top + (cell - fitted.height) // 2))
         if captions:
-            _write(
-                draw, (gap, top + cell + 2), captions[number], size[0] - 2 * gap, size=13, colour="#6b7280"
-            )
+            _write(draw, (gap, top + cell + 2), captions[number], size[0] - 2 * gap, size=13, colour="#6b7280")
     return np.array(sheet, dtype=np.uint8)
 
 
@@ -200,9 +196,7 @@ def histogram_figure(
         InputError: there are no scores, or the shapes differ.
     """
     if scores.ndim != 1 or scores.size == 0 or scores.shape != labels.shape:
-        raise InputError(
-            f"scores of shape {scores.shape} with labels of shape {labels.shape}; expected (N,) for both"
-        )
+        raise InputError(f"scores of shape {scores.shape} with labels of shape {labels.shape}; expected (N,) for both")
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -223,9 +217,7 @@ def histogram_figure(
     return _png(figure)
 
 
-def curve_figure(
-    epochs: Sequence[int], losses: Sequence[float], aurocs: Sequence[float | None] | None = None
-) -> bytes:
+def curve_figure(epochs: Sequence[int], losses: Sequence[float], aurocs: Sequence[float | None] | None = None) -> bytes:
     """Training loss, and the AUROC on held-out images, over the epochs; returns PNG.
 
     Args:
@@ -336,9 +328,7 @@ def _png(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-def _check_overlay(
-    image: Image, anomaly_map: AnomalyMap, low: float, high: float, outline: Mask | None
-) -> None:
+def _check_overlay(image: Image, anomaly_map: AnomalyMap, low: float, high: float, outline: Mask | None) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(f"image of shape {image.shape} and type {image.dtype}; expected uint8 (H, W, 3)")
     if anomaly_map.ndim != 2 or not np.isfinite(anomaly_map).all():
@@ -349,9 +339,7 @@ def _check_overlay(
         raise InputError(f"map range from {low} to {high}; expected finite numbers, the lower one first")
 
 
-def _check_sheet(
-    rows: Sequence[Sequence[Image | Mask]], titles: Sequence[str], captions: Sequence[str]
-) -> None:
+def _check_sheet(rows: Sequence[Sequence[Image | Mask]], titles: Sequence[str], captions: Sequence[str]) -> None:
     if not rows or not titles or {len(row) for row in rows} != {len(titles)}:
         raise InputError(
             f"{len(rows)} rows of {sorted({len(row) for row in rows})} pictures with {len(titles)} titles; "

@@ -120,9 +120,7 @@ def _table(section: Section) -> str:
             f"a table row of {len(wrong[0])} cells below a header of {len(section.columns)}: {list(wrong[0])}"
         )
     head = "".join(f"<th>{escape(name)}</th>" for name in section.columns)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in section.rows
-    )
+    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in section.rows)
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     return f'<div class="wide">{table}</div>'
 

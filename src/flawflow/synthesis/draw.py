@@ -56,7 +56,7 @@ class MixtureSettings:
 
 @dataclass(frozen=True, slots=True)
 class SynthesisSettings:
-    """Every choice of the synthesis; `dataclasses.asdict` of it is JSON, and `flawflow.configs.read_settings` reads it back.
+    """Every choice of the synthesis; `flawflow.configs.read_settings` reads it back from JSON.
 
     Attributes:
         method: which synthesiser; ``"mixture"`` picks one anew for every draw.
@@ -80,9 +80,7 @@ class SynthesisSettings:
     def __post_init__(self) -> None:
         """Raises OptionError for an unknown method or a probability outside 0..1."""
         if self.method not in METHODS:
-            raise OptionError(
-                f"Unknown synthesis method {self.method!r}; expected one of {', '.join(METHODS)}."
-            )
+            raise OptionError(f"Unknown synthesis method {self.method!r}; expected one of {', '.join(METHODS)}.")
         if not 0.0 <= self.sharpness <= 1.0:
             raise OptionError(f"sharpness is {self.sharpness}; expected a probability in 0..1.")
 
@@ -92,7 +90,7 @@ def sharpen(image: Image) -> Image:
     return np.asarray(ImageEnhance.Sharpness(PilImage.fromarray(image)).enhance(2.0), np.uint8)
 
 
-def draw_synthetic(  # noqa: PLR0917
+def draw_synthetic(
     images: Callable[[int], Image] | Sequence[Image],
     count: int,
     index: int,

@@ -36,9 +36,7 @@ class PerlinSettings:
         check_background("perlin.background", self.background)
 
 
-def perlin(
-    image: Image, source: Image, rng: np.random.Generator, settings: PerlinSettings
-) -> tuple[Image, Mask]:
+def perlin(image: Image, source: Image, rng: np.random.Generator, settings: PerlinSettings) -> tuple[Image, Mask]:
     """Fills the peaks of Perlin noise with ``source``, turned and recoloured so that it looks foreign.
 
     Args:
@@ -67,9 +65,7 @@ def perlin(
     return result, changed_pixels(image, result)
 
 
-def perlin_noise(
-    height: int, width: int, rows: int, columns: int, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def perlin_noise(height: int, width: int, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Gradient noise of Perlin with ``rows`` x ``columns`` cells; float32 (height, width), about -1..1."""
     angle = rng.uniform(0.0, 2.0 * np.pi, size=(rows + 1, columns + 1)).astype(np.float32)
     slope_y, slope_x = np.sin(angle), np.cos(angle)

@@ -26,9 +26,7 @@ def check_background(name: str, background: tuple[int, int] | None) -> None:
     if background is None:
         return
     if len(background) != 2 or not all(0 <= value <= 255 for value in background):
-        raise OptionError(
-            f"{name} is {background}; expected None or (brightness, threshold), each in 0..255."
-        )
+        raise OptionError(f"{name} is {background}; expected None or (brightness, threshold), each in 0..255.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,7 @@
+"""``python -m flawflow``."""
+
+import sys
+
+from flawflow.cli import main
+
+sys.exit(main())

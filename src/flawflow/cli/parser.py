@@ -1,0 +1,104 @@
+"""What the commands accept. Nothing heavy is imported here."""
+
+import argparse
+from pathlib import Path
+
+from flawflow._version import __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="flawflow", description="Find and outline defects never seen before, from good parts only."
+    )
+    parser.add_argument("--version", action="version", version=f"flawflow {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _demo(commands.add_parser("demo", help="everything once, offline, on generated images; ends with a report"))
+    _fit(commands.add_parser("fit", help="learn a product from good images and write a detector file"))
+    _inspect(commands.add_parser("inspect", help="score images and draw what is wrong with them"))
+    _evaluate(commands.add_parser("evaluate", help="measure a detector on test images with known defects"))
+    _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
+    _synthesize(commands.add_parser("synthesize", help="look at the synthetic defects before you trust them"))
+    return parser
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+
+
+def _fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="good images, or one product in a known dataset layout")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the detector file to write, e.g. part.flaw")
+    _common(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("images", type=Path, nargs="+", help="image files or folders of images")
+    parser.add_argument("-o", "--output", type=Path, help="folder for heat-map overlays and table.csv")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    _loading(parser)
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("folder", type=Path, help="one product with test images, in a known dataset layout")
+    parser.add_argument("-o", "--output", type=Path, help="folder for the report (default: <detector>-evaluation)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split, for datasets that have none")
+    _loading(parser)
+
+
+def _benchmark(parser: argparse.ArgumentParser) -> None:
+    layouts = "mvtec_ad, btad, dagm, magnetic_tile, folder or demo (generated)"
+    parser.add_argument("--dataset", required=True, help=f"layout of the dataset: {layouts}")
+    parser.add_argument("--root", type=Path, required=True, help="the dataset's folder")
+    parser.add_argument("--categories", help="comma-separated; default: all")
+    parser.add_argument("--seeds", type=int, default=1, help="fits per category, seeds 0 … N − 1 (default: 1)")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file, after every fit")
+    _common(parser, seed=False)
+
+
+def _synthesize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="good images, or one product in a known dataset layout")
+    parser.add_argument("-n", "--count", type=int, default=16, help="how many defects to draw (default: 16)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the contact sheet to write, e.g. sheet.png")
+    parser.add_argument("--recipe", default="default", help="default or paper")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+    _settings(parser)
+
+
+def _loading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: as at the fit)")
+    _device(parser)
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+
+
+def _settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a recipe setting"
+    )
+
+
+def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    parser.add_argument("--recipe", default="default", help="default, paper or demo")
+    parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: timm's pretrained)")
+    parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+    _device(parser)
+    _settings(parser)
+    parser.add_argument("--versions", type=int, help="synthetic versions of each image (= --set versions=N)")
+    parser.add_argument("--store", type=Path, help="folder of the feature store (default: in the user's cache)")
+    parser.add_argument("--store-limit", type=float, default=50.0, metavar="GB", help="its size limit (default: 50)")
+    parser.add_argument("--no-store", action="store_true", help="keep no features after the fit")
+    parser.add_argument(
+        "--select-on-test",
+        action="store_true",
+        help="choose the epoch on test images, as the paper did; every number is then labelled so",
+    )

@@ -1,0 +1,280 @@
+"""Laws of the detector: one sound file, equal answers from it, and a clear error for every other file."""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from flawflow import __version__
+from flawflow.backbones import BackboneSpec, build_backbone
+from flawflow.detector import Calibration, Detector, calibrate, resolve_device
+from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputError, WeightsError
+from flawflow.flow import Flow, FlowConfig
+from flawflow.recipe import Recipe, ScoringConfig
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    name="small",
+    size=64,
+    backbone=BackboneSpec("filters", (2, 3)),
+    flow=FlowConfig(blocks=2, subnet="residual", hidden=8, heads=2, whiten=True),
+    scoring=ScoringConfig("nll", sigma=0.7, top=0.01),
+)
+PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_on": "ümlaut", "history": []}
+
+
+def make_detector(recipe: Recipe = RECIPE, **more: Any) -> Detector:
+    backbone = build_backbone(recipe.backbone, recipe.size)
+    flow = Flow(backbone.channels, recipe.flow, 5)
+    calibration = Calibration((0.25, 1 / 3, 1e6), -0.1, 2e5)
+    return Detector(recipe, backbone, flow, calibration, PROVENANCE, **more)
+
+
+def pictures(count: int, side: int = 64, seed: int = 0) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, 256, (side, side + 7 * n, 3), np.uint8) for n in range(count)]
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return make_detector()
+
+
+@pytest.fixture(scope="module")
+def file(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("detector") / "part.flaw"
+    detector.save(path)
+    return path
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    found: dict[str, Any] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return found
+
+
+def rewrite(source: Path, target: Path, **changes: Any) -> Path:
+    """The same tensors under a changed header; None removes an entry."""
+    header = {k: v for k, v in (header_of(source) | changes).items() if v is not None}
+    save_file(load_file(source), target, header)
+    return target
+
+
+@pytest.mark.parametrize("score", ["density", "fastflow", "square", "nll"])
+def test_a_loaded_detector_answers_as_the_saved_one(score: str, tmp_path: Path) -> None:
+    recipe = RECIPE.change({"scoring.score": score})
+    before = make_detector(recipe)
+    before.save(tmp_path / "part.flaw")
+    after = Detector.load(tmp_path / "part.flaw", device="cpu")
+    assert after.recipe == recipe and after.calibration == before.calibration
+    assert after.provenance == PROVENANCE
+    for name, value in before.flow.state_dict().items():
+        assert torch.equal(value, after.flow.state_dict()[name])
+    images = pictures(3)
+    for one, other in zip(before.inspect(images), after.inspect(images), strict=True):
+        assert one.score == other.score and one.p_value == other.p_value
+        assert np.array_equal(one.anomaly_map, other.anomaly_map)
+
+
+def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
+    Detector.load(file, device="cpu").save(tmp_path / "again.flaw")
+    assert (tmp_path / "again.flaw").read_bytes() == file.read_bytes()
+
+
+def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
+    header = header_of(file)
+    assert header["format"] == "flawflow detector" and header["version"] == "1"
+    assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
+    assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
+    assert json.loads(header["provenance"]) == PROVENANCE
+    assert len(json.loads(header["backbone"])["sha256"]) == 64
+    assert load_file(file).keys() == make_detector().flow.state_dict().keys()
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+    assert b"cpickle" not in file.read_bytes().lower()
+
+
+def test_answers_have_the_promised_shapes_and_ranges(detector: Detector, tmp_path: Path) -> None:
+    image = pictures(1, side=50)[0]
+    assert cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+    by_array, by_file = detector.inspect(image)[0], detector.inspect(tmp_path / "a.png")[0]
+    assert np.array_equal(by_array.anomaly_map, by_file.anomaly_map) and by_array.score == by_file.score
+    assert by_array.anomaly_map.shape == (64, 64) and by_array.anomaly_map.dtype == np.float32
+    highest = np.sort(by_array.anomaly_map.ravel())[-round(0.01 * 64 * 64) :]
+    assert by_array.score == pytest.approx(float(highest.mean()), rel=1e-5)
+    assert 0 < by_array.p_value <= 1
+    assert detector.inspect([]) == []
+
+
+def test_the_size_of_the_batch_does_not_matter(detector: Detector) -> None:
+    images = pictures(11)
+    together = detector.inspect(images)
+    for image, one in zip(images, together, strict=True):
+        alone = detector.inspect(image)[0]
+        assert np.allclose(alone.anomaly_map, one.anomaly_map, rtol=1e-5, atol=1e-5)
+        assert alone.score == pytest.approx(one.score, rel=1e-5)
+        assert alone.p_value == one.p_value
+
+
+@settings(max_examples=20, deadline=None)
+@given(normals=st.lists(st.floats(-1e4, 1e4), max_size=20), seed=st.integers(0, 50))
+def test_p_values_are_conformal(normals: list[float], seed: int) -> None:
+    detector = make_detector()
+    detector.calibration = Calibration(tuple(sorted(normals)), 0.0, 1.0)
+    result = detector.inspect(pictures(1, seed=seed)[0])[0]
+    higher = sum(score >= result.score for score in normals)
+    assert result.p_value == pytest.approx((1 + higher) / (len(normals) + 1))
+    assert 0 < result.p_value <= 1
+
+
+def test_calibration_scores_good_maps_as_inspection_does(detector: Detector) -> None:
+    images = [image[:64, :64] for image in pictures(5)]
+    with torch.inference_mode():
+        maps = detector.backbone(torch.from_numpy(np.stack(images))).half().numpy()
+    found = calibrate(detector.flow, maps, RECIPE, CPU)
+    scores = sorted(one.score for one in detector.inspect(images))
+    assert list(found.image_scores) == pytest.approx(scores, rel=1e-2)
+    assert list(found.image_scores) == sorted(found.image_scores)
+    assert found.map_median < found.map_high
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_truncated_file_is_an_error_at_every_length(file: Path, tmp_path: Path, data: st.DataObject) -> None:
+    whole = file.read_bytes()
+    length = data.draw(st.integers(0, len(whole) - 1) | st.integers(0, 300))
+    (tmp_path / "cut.flaw").write_bytes(whole[:length])
+    with pytest.raises(DetectorFileError, match=rf"cut.flaw is not a whole detector file \({length} bytes"):
+        Detector.load(tmp_path / "cut.flaw")
+
+
+def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.flaw"
+    save_file({"weight": torch.zeros(3)}, other)
+    with pytest.raises(DetectorFileError, match="not a detector"):
+        Detector.load(other)
+    for content in (b"", b"PK\x03\x04" * 100, b"hello", bytes(1000), b"\xff" * 1000, struct.pack("<Q", 2) + b"[]"):
+        other.write_bytes(content)
+        with pytest.raises(DetectorFileError, match=r"other\.flaw"):
+            Detector.load(other)
+    for path in (tmp_path / "absent.flaw", tmp_path):
+        with pytest.raises(DetectorFileError, match="cannot be read"):
+            Detector.load(path)
+    torch.save({"a": 1}, other)  # a pickle is never opened as one
+    with pytest.raises(DetectorFileError):
+        Detector.load(other)
+
+
+def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
+    for version in ("2", "0", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 1"):
+            Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": None},
+        {"recipe": "{"},
+        {"recipe": "[]"},
+        {"recipe": json.dumps({"speed": 1})},
+        {"recipe": json.dumps(RECIPE.change({"flow.blocks": "3"}).to_dict())},
+        {"recipe": json.dumps(RECIPE.change({"flow.hidden": "16"}).to_dict())},
+        {"backbone": None},
+        {"backbone": "{}"},
+        {"backbone": "3"},
+        {"backbone": json.dumps({"channels": 24})},
+        {"backbone": json.dumps({"channels": "24", "sha256": "", "weights_file": None})},
+        {"calibration": "{}"},
+        {"calibration": json.dumps({"image_scores": 3, "map_median": 0, "map_high": 0})},
+        {"calibration": json.dumps({"image_scores": [], "map_median": 0, "map_high": 0, "more": 1})},
+        {"provenance": None},
+        {"provenance": "3"},
+    ],
+)
+def test_contents_that_do_not_fit_together_are_an_error(file: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(DetectorFileError, match="fit the detector again"):
+        Detector.load(rewrite(file, tmp_path / "odd.flaw", **changes))
+
+
+def test_other_weights_are_an_error(file: Path, tmp_path: Path) -> None:
+    about = json.loads(header_of(file)["backbone"]) | {"sha256": "0" * 64}
+    with pytest.raises(WeightsError, match=r"filters are not those.*--weights"):
+        Detector.load(rewrite(file, tmp_path / "w.flaw", backbone=json.dumps(about)))
+
+
+def test_weights_that_have_gone_are_named(tmp_path: Path) -> None:
+    recipe = RECIPE.change({"backbone.name": "resnet18", "backbone.taps": "[2]"}).to_dict()
+    make_detector().save(tmp_path / "part.flaw")
+    about = {"channels": 24, "sha256": "0" * 64, "weights_file": str(tmp_path / "gone.safetensors")}
+    odd = rewrite(tmp_path / "part.flaw", tmp_path / "odd.flaw", recipe=json.dumps(recipe), backbone=json.dumps(about))
+    with pytest.raises(WeightsError, match=r"gone\.safetensors.*--weights"):
+        Detector.load(odd)
+
+
+def test_a_failed_save_keeps_the_old_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "part.flaw"
+    target.write_bytes(file.read_bytes())
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flawflow.files._flush", full)
+    with pytest.raises(OutputError, match="disk is full"):
+        make_detector().save(target)
+    assert target.read_bytes() == file.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["part.flaw"]
+
+
+def test_a_place_that_cannot_be_written_is_an_error(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path, tmp_path / "file" / "part.flaw"):
+        with pytest.raises(OutputError, match="cannot write"):
+            detector.save(place)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_images_are_errors(detector: Detector, image: Any) -> None:
+    with pytest.raises(ImageError, match="expected"):
+        detector.inspect(image)
+
+
+def test_files_that_are_no_images_are_errors(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    for name in ("a.png", "absent.png"):
+        with pytest.raises(ImageError, match=name):
+            detector.inspect([tmp_path / name])
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(OptionError, match=r"unknown device 'tpu'.*auto, cpu or cuda"):
+        resolve_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(OptionError, match="--device cpu"):
+            resolve_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+def test_cuda_answers_as_the_cpu_does(file: Path) -> None:
+    here, there = Detector.load(file, device="cpu"), Detector.load(file, device="cuda")
+    for one, other in zip(here.inspect(pictures(3)), there.inspect(pictures(3)), strict=True):
+        assert np.allclose(one.anomaly_map, other.anomaly_map, rtol=1e-2, atol=1e-2 * np.abs(one.anomaly_map).max())

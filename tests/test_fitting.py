@@ -1,0 +1,309 @@
+"""Laws of a whole fit: the same detector from the same images, whatever happens on the way."""
+
+import json
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawflow import StoreOptions, __version__, fit
+from flawflow.backbones import BackboneSpec
+from flawflow.datasets import open_folder
+from flawflow.datasets.generated import write_product_line
+from flawflow.detector import Detector
+from flawflow.errors import DatasetError, ImageError, InputError, OptionError, OutputError
+from flawflow.features import ImageSource
+from flawflow.fitting import LEAST_IMAGES, moments, resolve_synthesis, split
+from flawflow.flow import FlowConfig
+from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
+from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
+from flawflow.types import Category, Sample
+
+RECIPE = Recipe(
+    name="small",
+    size=64,
+    backbone=BackboneSpec("filters", (1, 2, 3)),
+    flow=FlowConfig(blocks=2, subnet="convolution", hidden=16, whiten=True, shrinkage=0.05),
+    synthesis=SynthesisSettings(method="mixture", sharpness=0.3),
+    training=TrainingConfig(
+        objective="self_supervised",
+        epochs=5,
+        batch=8,
+        learning_rate=1e-3,
+        cosine_epochs=0,
+        eps=1e-8,
+        per_dimension=True,
+        evaluate_every=2,
+        patience=0,
+    ),
+    scoring=ScoringConfig("nll"),
+    versions=2,
+    holdout=0.2,
+)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("line")
+    write_product_line(root, 0, ("metal",), train=20, test_good=3, per_defect=1, size=64)
+    return root / "metal"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoreOptions:
+    return StoreOptions(tmp_path / "store")
+
+
+def small_fit(product: Path | Category, recipe: Recipe = RECIPE, **more: Any) -> Detector:
+    return fit(product, recipe, device="cpu", **({"store": StoreOptions(keep=False)} | more))
+
+
+def contents(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header without what the clock says, and the bytes of the tensors."""
+    data = path.read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:end])
+    provenance = json.loads(header["__metadata__"].pop("provenance"))
+    assert set(provenance.pop("seconds")) == {"features", "training"}
+    return header | {"provenance": provenance}, data[end:]
+
+
+def test_the_same_fit_gives_the_same_file(product: Path, store: StoreOptions, tmp_path: Path) -> None:
+    small_fit(product, seed=1, store=store).save(tmp_path / "a.flaw")
+    small_fit(product, seed=1, store=store).save(tmp_path / "warm.flaw")
+    small_fit(product, seed=1).save(tmp_path / "without.flaw")
+    small_fit(product, seed=2, store=store).save(tmp_path / "b.flaw")
+    assert contents(tmp_path / "a.flaw") == contents(tmp_path / "warm.flaw") == contents(tmp_path / "without.flaw")
+    assert contents(tmp_path / "a.flaw")[1] != contents(tmp_path / "b.flaw")[1]
+
+
+def test_provenance_tells_where_a_detector_comes_from(product: Path) -> None:
+    detector = small_fit(product, seed=4, shots=10)
+    told = detector.provenance
+    assert (told["category"], told["layout"], told["seed"], told["shots"]) == ("metal", "mvtec_ad", 4, 10)
+    assert (told["learned_from"], told["held_out"]) == (8, 2)
+    assert told["flawflow"] == __version__ and told["device"] == "cpu"
+    assert told["selected_on"] == "synthetic defects on held-out good images"
+    assert [entry["epoch"] for entry in told["history"]] == [1, 3, 4]
+    assert len(detector.calibration.image_scores) == 2
+    assert detector.recipe == replace(
+        RECIPE, automatic_synthesis=False, synthesis=replace(RECIPE.synthesis, nsa=detector.recipe.synthesis.nsa)
+    )
+    json.dumps(told)
+
+
+def test_choosing_on_test_images_is_labelled(product: Path) -> None:
+    detector = small_fit(product, select_on_test=True)
+    assert detector.provenance["selected_on"] == "test images"
+    assert detector.provenance["history"] != small_fit(product).provenance["history"]
+
+
+def test_test_images_decide_nothing_unless_asked(product: Path) -> None:
+    category = open_folder(product, 0)
+    assert category.test
+    with_test, without = small_fit(category), small_fit(replace(category, test=()))
+    for name, value in with_test.flow.state_dict().items():
+        assert torch.equal(value, without.flow.state_dict()[name])
+    assert with_test.calibration == without.calibration
+
+
+# A process that is forked, fits and is killed, again and again, until it is let through.
+KILLS = """
+import os, random, signal, sys, time
+sys.path.insert(0, {tests!r})
+import test_fitting as t
+from pathlib import Path
+root = Path({root!r})
+t.torch.set_num_threads(1)
+
+def work(place):
+    store = t.StoreOptions(place / "store")
+    checkpoint = place / "run.ckpt"
+    t.small_fit(Path({product!r}), seed=1, store=store, checkpoint=checkpoint).save(place / "part.flaw")
+
+def forked(place, patience):
+    child = os.fork()
+    if child == 0:
+        try:
+            work(place)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    started = time.monotonic()
+    while time.monotonic() - started < patience:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert status == 0, status
+            return True
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if (place / "part.flaw").exists():
+        t.Detector.load(place / "part.flaw", device="cpu")
+    return False
+
+whole, killed = root / "whole", root / "killed"
+started = time.monotonic()
+assert forked(whole, 300)
+usual = time.monotonic() - started
+kills = sum(not forked(killed, random.uniform(0.02, 0.95) * usual) for _ in range(6))
+assert forked(killed, 300)
+print(kills)
+"""
+
+
+def test_a_fit_killed_again_and_again_ends_with_the_same_file(product: Path, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    script = KILLS.format(tests=str(Path(__file__).parent), root=str(tmp_path), product=str(product))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 1
+    assert contents(tmp_path / "whole" / "part.flaw") == contents(tmp_path / "killed" / "part.flaw")
+
+
+def samples(count: int) -> tuple[Sample, ...]:
+    return tuple(Sample(Path(f"{number:03d}.png")) for number in range(count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(LEAST_IMAGES, 300), holdout=st.floats(0.01, 0.99), seed=st.integers(0, 99))
+def test_the_split_parts_the_images(count: int, holdout: float, seed: int) -> None:
+    category, recipe = Category("bolt", "folder", samples(count)), replace(RECIPE, holdout=holdout)
+    learn, held = split(category, recipe, None, seed)
+    assert sorted(learn + held, key=lambda s: s.path) == list(category.train)
+    assert len(held) >= 2 and len(learn) >= 2 and len(held) <= len(learn)
+    if 2 <= round(holdout * count) <= count // 2:
+        assert len(held) == round(holdout * count)
+    assert split(category, recipe, None, seed) == (learn, held)
+    assert list(learn) == sorted(learn, key=lambda s: s.path)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shots=st.integers(LEAST_IMAGES, 40), seed=st.integers(0, 99))
+def test_shots_bound_all_good_images_in_use(shots: int, seed: int) -> None:
+    learn, held = split(Category("bolt", "folder", samples(40)), RECIPE, shots, seed)
+    assert len(learn) + len(held) == shots and not set(learn) & set(held)
+
+
+def test_the_seed_draws_another_split() -> None:
+    category = Category("bolt", "folder", samples(40))
+    assert len({split(category, RECIPE, None, seed)[1] for seed in range(5)}) == 5
+
+
+@settings(max_examples=15, deadline=None)
+@given(count=st.integers(1, 5), channels=st.integers(1, 6), offset=st.floats(-200, 200), seed=st.integers(0, 99))
+def test_moments_are_numpys(count: int, channels: int, offset: float, seed: int) -> None:
+    maps = (np.random.default_rng(seed).normal(size=(count, channels, 3, 4)) + offset).astype(np.float16)
+    mean, covariance = moments([maps])
+    flat = maps.astype(np.float64).transpose(1, 0, 2, 3).reshape(channels, -1)
+    assert np.allclose(mean.numpy(), flat.mean(axis=1), atol=1e-4)
+    assert np.allclose(covariance.numpy(), np.cov(flat, bias=True).reshape(channels, channels), atol=1e-3)
+
+
+def test_synthesis_follows_the_product_or_its_images_or_the_recipe(product: Path) -> None:
+    source = ImageSource([s.path for s in open_folder(product, 0).train], 64)
+    known = Category("bottle", "mvtec_ad", (), synthesis_class="bottle")
+    assert resolve_synthesis(RECIPE, known, source).nsa == nsa_settings("bottle")
+    found = resolve_synthesis(RECIPE, Category("bolt", "folder", ()), source)
+    assert replace(found, nsa=RECIPE.synthesis.nsa) == RECIPE.synthesis
+    fixed = replace(RECIPE, automatic_synthesis=False, synthesis=replace(RECIPE.synthesis, nsa=NsaSettings(patches=7)))
+    assert resolve_synthesis(fixed, known, source) == fixed.synthesis
+
+
+@pytest.mark.parametrize("objective", ["unsupervised", "self_supervised", "local_margin"])
+@pytest.mark.parametrize("subnet", ["residual", "pointwise"])
+def test_every_objective_and_kind_of_flow_fits(product: Path, objective: Any, subnet: str, store: StoreOptions) -> None:
+    recipe = RECIPE.change({"training.objective": objective, "flow.subnet": subnet, "training.epochs": "2"})
+    detector = small_fit(product, recipe, store=store, shots=8)
+    result = detector.inspect(open_folder(product, 0).test[0].path)[0]
+    assert np.isfinite(result.score) and np.isfinite(result.anomaly_map).all() and 0 < result.p_value <= 1
+
+
+def test_the_fewest_images_fit_and_fewer_are_explained(product: Path) -> None:
+    category = open_folder(product, 0)
+    detector = small_fit(replace(category, train=category.train[:LEAST_IMAGES]))
+    assert detector.provenance["learned_from"] == 2
+    for count in range(LEAST_IMAGES):
+        with pytest.raises(DatasetError, match=rf"'metal' gives {count} good image.*at least 4"):
+            small_fit(replace(category, train=category.train[:count]))
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"recipe": "fast"}, OptionError, "unknown recipe 'fast'"),
+        ({"seed": -1}, OptionError, "seed is -1"),
+        ({"seed": 2**40}, OptionError, "seed is 1099511627776"),
+        ({"shots": 500}, InputError, "500"),
+        ({"shots": 0}, InputError, "0"),
+        ({"shots": 2}, DatasetError, "2 good images"),
+        ({"device": "tpu"}, OptionError, "unknown device"),
+        ({"weights": Path("w.safetensors")}, OptionError, "filters backbone has no weights"),
+        ({"store": StoreOptions(keep=False, limit_gb=1e-9)}, OptionError, "--store-limit"),
+        ({"recipe": replace(RECIPE, backbone=BackboneSpec("filters", (9,)))}, OptionError, "octave"),
+        ({"recipe": replace(RECIPE, size=16)}, OptionError, "at least 32"),
+        ({"recipe": RECIPE.change({"training.learning_rate": "1e30"})}, OptionError, "diverged"),
+    ],
+)
+def test_options_that_cannot_be_used_are_explained(
+    product: Path, more: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    values = {"recipe": RECIPE, "device": "cpu", "store": StoreOptions(keep=False)} | more
+    with pytest.raises(error, match=message):
+        fit(product, **values)
+
+
+def test_images_that_cannot_be_used_are_explained(product: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "absent"):
+        with pytest.raises(DatasetError, match=place):
+            small_fit(tmp_path / place)
+    folder = tmp_path / "good"
+    folder.mkdir()
+    for sample in open_folder(product, 0).train[:6]:
+        (folder / sample.path.name).write_bytes(sample.path.read_bytes())
+    assert small_fit(folder).provenance["layout"] == "folder"
+    (folder / "zzz.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    with pytest.raises(ImageError, match=r"zzz\.png"):
+        small_fit(folder)
+
+
+def test_choosing_on_test_images_needs_some_with_defects(product: Path) -> None:
+    category = open_folder(product, 0)
+    with pytest.raises(OptionError, match="--select-on-test"):
+        small_fit(replace(category, test=()), select_on_test=True)
+
+
+def test_a_checkpoint_or_store_that_cannot_be_written_is_an_error(product: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        small_fit(product, checkpoint=tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be written"):
+        small_fit(product, store=StoreOptions(tmp_path / "file"))
+
+
+def test_progress_is_told_when_asked_for(product: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    small_fit(product, say=said.append)
+    assert any(line.startswith("features:") for line in said)
+    assert said[-1].startswith("kept epoch ") and "AUROC" in said[-1]
+    shown = capfd.readouterr().err
+    assert "features" in shown and "training" in shown and "active" in shown
+    small_fit(product)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_papers_recipe_fits_on_another_backbone(product: Path) -> None:
+    recipe = replace(named_recipe("paper"), size=64, backbone=RECIPE.backbone, versions=1)
+    recipe = replace(recipe, training=replace(recipe.training, epochs=1), flow=replace(recipe.flow, blocks=2))
+    detector = small_fit(product, recipe, shots=6)
+    assert np.isfinite(detector.calibration.image_scores).all()

@@ -1,0 +1,98 @@
+"""The recipes: the paper's numbers, and every recipe readable from what it writes."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from flawflow.backbones import BackboneSpec
+from flawflow.errors import OptionError
+from flawflow.recipe import RECIPES, Recipe, ScoringConfig, TrainingConfig, named_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json_and_know_their_name(name: str) -> None:
+    recipe = named_recipe(name)
+    assert recipe.name == name
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert recipe.change({}) == recipe
+
+
+def test_paper_has_the_papers_numbers() -> None:
+    recipe = named_recipe("paper")
+    flow, training = recipe.flow, recipe.training
+    assert (recipe.size, recipe.backbone) == (448, BackboneSpec("cait_m48_448", (40,)))
+    assert (flow.blocks, flow.subnet, flow.hidden, flow.heads) == (10, "residual", 128, 4)
+    assert (flow.dropout, flow.clamp, flow.whiten) == (0.2, 2.0, False)
+    assert (training.objective, training.batch, training.epochs) == ("self_supervised", 16, 500)
+    assert (training.learning_rate, training.eps, training.weight_decay) == (2e-4, 1e-4, 1e-5)
+    assert (training.minimum_rate, training.cosine_epochs) == (1e-6, 100)
+    assert (training.evaluate_every, training.patience, training.per_dimension) == (10, 50, False)
+    assert training.precision == "float32"
+    assert training.bound * 768 * 28 * 28 == pytest.approx(1e5)
+    assert (recipe.synthesis.method, recipe.synthesis.sharpness) == ("nsa", 0.5)
+    assert recipe.scoring == ScoringConfig(score="density", sigma=0.0, top=0.0)
+
+
+def test_default_fits_two_cores() -> None:
+    recipe = named_recipe("default")
+    assert recipe.backbone.name != "cait_m48_448"
+    assert recipe.training.epochs < 100
+
+
+def test_an_unknown_recipe_is_named() -> None:
+    with pytest.raises(OptionError, match=r"unknown recipe 'fast'.*default, paper"):
+        named_recipe("fast")
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("size", "8"),
+        ("size", "10000"),
+        ("versions", "0"),
+        ("holdout", "0"),
+        ("holdout", "1.0"),
+        ("holdout", "NaN"),
+        ("training.epochs", "0"),
+        ("training.batch", "-1"),
+        ("training.evaluate_every", "0"),
+        ("training.learning_rate", "0"),
+        ("training.learning_rate", "-1"),
+        ("training.learning_rate", "NaN"),
+        ("training.learning_rate", "Infinity"),
+        ("training.minimum_rate", "1"),
+        ("training.minimum_rate", "-1"),
+        ("training.weight_decay", "-1"),
+        ("training.weight_decay", "NaN"),
+        ("training.eps", "Infinity"),
+        ("training.bound", "NaN"),
+        ("training.patience", "-1"),
+        ("training.cosine_epochs", "-1"),
+        ("training.objective", "magic"),
+        ("training.precision", "float16"),
+        ("scoring.score", "magic"),
+        ("scoring.sigma", "-1"),
+        ("scoring.sigma", "NaN"),
+        ("scoring.top", "2"),
+        ("scoring.top", "NaN"),
+        ("backbone.taps", "[]"),
+        ("flow.depth", "3"),
+    ],
+)
+@pytest.mark.parametrize("name", RECIPES)
+def test_numbers_that_no_fit_could_follow_are_refused(name: str, key: str, text: str) -> None:
+    with pytest.raises(OptionError, match=key.rsplit(".", 1)[-1]):
+        named_recipe(name).change({key: text})
+
+
+def test_a_change_leaves_the_rest_alone() -> None:
+    recipe = named_recipe("paper")
+    changed = recipe.change({"training.epochs": "3", "scoring.score": "nll"})
+    assert changed == replace(
+        recipe,
+        training=replace(recipe.training, epochs=3),
+        scoring=replace(recipe.scoring, score="nll"),
+    )
+    assert math.isfinite(TrainingConfig().bound)
