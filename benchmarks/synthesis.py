@@ -116,9 +116,7 @@ def main() -> None:
                 speed, drawn = rate(make_pool, options.workers, options.draws, images, settings)
                 row = {"images": name, "method": method, "workers": f"{options.workers} {kind}"}
                 results.append({**row, "per_second": round(speed, 1), "defects": round(drawn, 3)})
-                print(
-                    f"| {name} | {method} | {options.workers} {kind} | {speed:.1f} images/s | {drawn:.0%} |"
-                )
+                print(f"| {name} | {method} | {options.workers} {kind} | {speed:.1f} images/s | {drawn:.0%} |")
     report = {"size": options.size, "opencv": cv2.__version__, "cpu": platform.machine(), "results": results}
     text = json.dumps(report, indent=2)
     print(text)

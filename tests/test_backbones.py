@@ -146,9 +146,7 @@ def test_networks_with_computed_tables_are_filled_whole(tmp_path: Path) -> None:
     model: Any = _random_model(name)
     size = 64
     backbone = build_backbone(BackboneSpec(name, (1,)), size, _saved(model, tmp_path))
-    expected = model.forward_intermediates(
-        _normalised(_images(size)), indices=[1], norm=True, intermediates_only=True
-    )
+    expected = model.forward_intermediates(_normalised(_images(size)), indices=[1], norm=True, intermediates_only=True)
     assert not any(tensor.is_meta for tensor in [*backbone.buffers(), *backbone.parameters()])
     assert (backbone(_images(size)) - expected[0]).abs().max() <= 1e-5
 
@@ -192,17 +190,13 @@ def test_it_is_frozen_and_judges_each_image_alone(shared: Path) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3, 5]), st.floats(-9, 9))
-def test_joining_keeps_constants_and_averages_neighbourhoods(
-    side: int, grid: int, smooth: int, value: float
-) -> None:
+def test_joining_keeps_constants_and_averages_neighbourhoods(side: int, grid: int, smooth: int, value: float) -> None:
     constant = join_levels([torch.full((1, 2, side, side), value)], (grid, grid), smooth)
     assert torch.allclose(constant, torch.tensor(value), atol=1e-5)
     level = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(side))
     row, column, reach = side // 2, side - 1, smooth // 2
     window = level[0, 0, max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
-    assert torch.isclose(
-        join_levels([level], (side, side), smooth)[0, 0, row, column], window.mean(), atol=1e-5
-    )
+    assert torch.isclose(join_levels([level], (side, side), smooth)[0, 0, row, column], window.mean(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -224,9 +218,7 @@ def test_impossible_choices_name_what_is_possible(spec: BackboneSpec, size: int,
         build_backbone(spec, size, None)
 
 
-@pytest.mark.parametrize(
-    "values", [{"taps": ()}, {"taps": (3, 2)}, {"taps": (-1,)}, {"stride": 0}, {"smooth": 2}]
-)
+@pytest.mark.parametrize("values", [{"taps": ()}, {"taps": (3, 2)}, {"taps": (-1,)}, {"stride": 0}, {"smooth": 2}])
 def test_a_spec_refuses_values_out_of_range(values: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="expected"):
         BackboneSpec(**values)

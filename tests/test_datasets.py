@@ -89,9 +89,7 @@ def test_mvtec(tmp_path: Path) -> None:
     assert {sample.defect for sample in category.test} == {"good", "crack", "dent"}
     for sample in category.test:
         if sample.is_defective:
-            assert (
-                sample.mask_path == folder / "ground_truth" / sample.defect / f"{sample.path.stem}_mask.png"
-            )
+            assert sample.mask_path == folder / "ground_truth" / sample.defect / f"{sample.path.stem}_mask.png"
     assert open_folder(folder, 5) == category
     assert open_category("mvtec_ad", tmp_path, "gasket", 0).synthesis_class is None
 
@@ -127,9 +125,7 @@ def test_a_users_product_may_lack_masks_train_or_test(tmp_path: Path) -> None:
     assert counts(open_folder(tmp_path / "check", 0)) == (0, 1, 1)
 
 
-@pytest.mark.parametrize(
-    ("name", "image", "mask"), [("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")]
-)
+@pytest.mark.parametrize(("name", "image", "mask"), [("01", "bmp", "png"), ("02", "png", "png"), ("03", "bmp", "bmp")])
 def test_btad(tmp_path: Path, name: str, image: str, mask: str) -> None:
     folder = make_btad(tmp_path, name, image, mask)
     assert list_categories("btad", tmp_path) == (name,)
@@ -183,9 +179,7 @@ def test_magnetic_tile(tmp_path: Path) -> None:
     category = open_category("magnetic_tile", root, "magnetic_tile", 3)
     assert_sound(category)
     assert counts(category) == (8, 2, 10)
-    assert {sample.defect for sample in category.test} == {
-        *("good", "blowhole", "break", "crack", "fray", "uneven")
-    }
+    assert {sample.defect for sample in category.test} == {*("good", "blowhole", "break", "crack", "fray", "uneven")}
     assert all(sample.path.suffix == ".jpg" for sample in category.train + category.test)
     for sample in category.test:
         if sample.is_defective:
@@ -195,9 +189,7 @@ def test_magnetic_tile(tmp_path: Path) -> None:
 
 
 def test_magnetic_tile_draws_the_same_names_wherever_it_lies(tmp_path: Path) -> None:
-    drawn = [
-        [sample.path.name for sample in open_folder(make_tiles(tmp_path / place), 11).train] for place in "ab"
-    ]
+    drawn = [[sample.path.name for sample in open_folder(make_tiles(tmp_path / place), 11).train] for place in "ab"]
     assert drawn[0] == drawn[1]
 
 
@@ -295,9 +287,7 @@ def test_folders_that_hold_nothing_to_learn_from(tmp_path: Path) -> None:
         assert str(tmp_path / name) in str(caught.value)
 
 
-def test_what_the_system_refuses_to_show_is_a_dataset_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_system_refuses_to_show_is_a_dataset_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -321,9 +311,7 @@ def test_the_root_of_several_products_asks_for_one(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(1, 40), data=st.data(), seed=st.integers(0, 2**32))
-def test_shots_are_k_different_samples_that_the_seed_decides(
-    count: int, data: st.DataObject, seed: int
-) -> None:
+def test_shots_are_k_different_samples_that_the_seed_decides(count: int, data: st.DataObject, seed: int) -> None:
     samples = tuple(Sample(Path(f"{index:03}.png")) for index in range(count))
     k = data.draw(st.integers(1, count))
     shots = draw_shots(samples, k, seed)

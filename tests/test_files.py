@@ -141,9 +141,7 @@ def test_digest_of_what_cannot_be_read_names_the_path(tmp_path: Path) -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    stems=st.lists(st.text("abcXYZ012", min_size=1, max_size=4), min_size=1, max_size=8, unique_by=str.lower)
-)
+@given(stems=st.lists(st.text("abcXYZ012", min_size=1, max_size=4), min_size=1, max_size=8, unique_by=str.lower))
 def test_list_images_takes_known_extensions_in_any_case_sorted(
     tmp_path_factory: pytest.TempPathFactory, stems: list[str]
 ) -> None:

@@ -85,9 +85,7 @@ def test_product_line_has_the_mvtec_ad_layout_and_repeats(tmp_path: Path) -> Non
     assert files[0] == files[1] == sorted(Path(name) for name in expected)
     contents = [[(root / name).read_bytes() for name in files[0]] for root in roots]
     assert contents[0] == contents[1]
-    pictures = [
-        data for name, data in zip(files[0], contents[0], strict=True) if "ground_truth" not in name.parts
-    ]
+    pictures = [data for name, data in zip(files[0], contents[0], strict=True) if "ground_truth" not in name.parts]
     assert len(set(pictures)) == len(pictures)
     mask = cv2.imread(str(roots[0] / "metal/ground_truth/dent/000_mask.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (64, 64) and set(np.unique(mask)) == {0, 255}

@@ -78,9 +78,7 @@ def test_one_bit_images_are_black_and_white(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(values=arrays(np.uint16, (4, 5)))
-def test_16_bit_grey_is_scaled_by_its_full_range(
-    tmp_path_factory: pytest.TempPathFactory, values: np.ndarray
-) -> None:
+def test_16_bit_grey_is_scaled_by_its_full_range(tmp_path_factory: pytest.TempPathFactory, values: np.ndarray) -> None:
     folder = tmp_path_factory.mktemp("grey")
     expected = np.round(values.astype(np.float64) * 255 / 65535)
     for kind in ("PNG", "TIFF"):
@@ -217,9 +215,7 @@ def test_a_damaged_file_raises_nothing_but_image_errors_and_no_warning(
             assert str(path) in str(error)
 
 
-def test_large_images_are_read_quietly_and_huge_ones_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_images_are_read_quietly_and_huge_ones_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = store(tmp_path, PIL.Image.fromarray(COLOUR))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)  # 117 pixels: the decoder warns
     with warnings.catch_warnings():

@@ -210,9 +210,7 @@ NASTY = """<script>alert("x")</script> & 'quoted' </p>"""
 
 def test_page_stands_alone_and_shows_text_as_it_is(tmp_path: Path) -> None:
     png = encode_png(IMAGE)
-    section = Section(
-        NASTY, f"{NASTY}\n\nsecond", [(NASTY, NASTY)], [NASTY, "b"], [[NASTY, "1"]], png, caption=NASTY
-    )
+    section = Section(NASTY, f"{NASTY}\n\nsecond", [(NASTY, NASTY)], [NASTY, "b"], [[NASTY, "1"]], png, caption=NASTY)
     path = tmp_path / "new" / "page.html"
     write_page(path, NASTY, [section, Section("only a heading")])
     reader = read_page(path)

@@ -102,9 +102,7 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
 
 
 def test_missing_tensors_are_counted_and_the_first_named() -> None:
-    wanted = {f"layer{index}": torch.ones(1) for index in range(6)} | {
-        "bn.num_batches_tracked": torch.ones(())
-    }
+    wanted = {f"layer{index}": torch.ones(1) for index in range(6)} | {"bn.num_batches_tracked": torch.ones(())}
     with pytest.raises(WeightsError, match=r"lacks 5 of the 6 tensors.*: layer1, layer2, layer3, …"):
         pick_tensors({"layer0": torch.ones(1)}, wanted, (), "part.pt")
 

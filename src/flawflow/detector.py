@@ -121,11 +121,9 @@ class Detector:
             Inspection(score, p_value(score, normals), one) for score, one in zip(scores, maps.numpy(), strict=True)
         ]
 
-    @torch.inference_mode()
     def score_maps(self, images: Sequence[Image]) -> Tensor:
         """Anomaly maps (B, size, size), float32 on the CPU, of images that already have the input size."""
-        batch = torch.from_numpy(np.stack(images)).to(self.device)
-        return feature_maps_to_scores(self.flow, self.backbone(batch), self.recipe).cpu()
+        return score_images(self.backbone, self.flow, self.recipe, images, self.device)
 
     def save(self, path: Path) -> None:
         """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done."""
@@ -193,25 +191,46 @@ class Detector:
         return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file)
 
 
-def feature_maps_to_scores(flow: Flow, features: Tensor, recipe: Recipe) -> Tensor:
-    """Feature maps (B, C, h, w) → anomaly maps (B, size, size), as the recipe scores and smooths them."""
-    z, log_det = flow(features)
-    maps = smooth(location_scores(z, log_det, recipe.scoring.score), recipe.scoring.sigma)
-    return enlarge(maps.float(), recipe.size)
+@torch.inference_mode()
+def score_images(
+    backbone: Backbone, flow: Flow, recipe: Recipe, images: Sequence[Image], device: torch.device
+) -> Tensor:
+    """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
+
+    With ``scoring.shift`` = s there are four views, shifted by (±s, ±s) pixels with the edge repeated; each map is
+    shifted back. A shift of a quarter of the flow's grid gives the mean twice the grid's resolution.
+    """
+    batch = torch.from_numpy(np.stack(images)).to(device)
+    s = recipe.scoring.shift
+    views = [(dy, dx) for dy in (-s, s) for dx in (-s, s)] if s else [(0, 0)]
+    total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
+    for dy, dx in views:
+        z, log_det = flow(backbone(_shifted(batch, dy, dx)))
+        maps = smooth(location_scores(z, log_det, recipe.scoring.score), recipe.scoring.sigma)
+        total += _shifted(enlarge(maps.float(), recipe.size), -dy, -dx)
+    return (total / len(views)).cpu()
 
 
-def calibrate(flow: Flow, features: NDArray[np.float16], recipe: Recipe, device: torch.device) -> Calibration:
-    """Score held-out good feature maps (N, C, h, w)."""
+def _shifted(images: Tensor, dy: int, dx: int) -> Tensor:
+    """Pixel (y, x) of the result is pixel (y + dy, x + dx) of the images (B, H, W, …), or the edge beyond them."""
+    if not dy and not dx:
+        return images
+    rows = (torch.arange(images.shape[1], device=images.device) + dy).clamp(0, images.shape[1] - 1)
+    columns = (torch.arange(images.shape[2], device=images.device) + dx).clamp(0, images.shape[2] - 1)
+    return images[:, rows][:, :, columns]
+
+
+def calibrate(
+    backbone: Backbone, flow: Flow, recipe: Recipe, images: Sequence[Image], device: torch.device
+) -> Calibration:
+    """Score held-out good images that have the input size, just as inspection will."""
     scores: list[float] = []
     values: list[NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for row in features:
-            features_of_one = torch.from_numpy(np.array(row[None])).to(device).float()
-            maps = feature_maps_to_scores(flow, features_of_one, recipe)
-            scores += image_scores(maps, recipe.scoring.top).tolist()
-            values.append(maps[:, ::4, ::4].cpu().numpy().ravel())
-    everything = np.concatenate(values)
-    median, high = np.quantile(everything, (0.5, 0.999)).tolist()
+    for image in images:
+        maps = score_images(backbone, flow, recipe, [image], device)
+        scores += image_scores(maps, recipe.scoring.top).tolist()
+        values.append(maps[:, ::4, ::4].numpy().ravel())
+    median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
     return Calibration(tuple(sorted(scores)), median, high)
 
 

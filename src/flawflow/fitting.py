@@ -125,7 +125,8 @@ def fit(
             run_key=run,
             progress=say is not None,
         )
-        calibration = calibrate(flow, held_out.normal[0], recipe, target)
+        good = [sources[1](index) for index in range(len(sources[1]))]
+        calibration = calibrate(backbone, flow, recipe, good, target)
     provenance = {
         "flawflow": __version__,
         "torch": torch.__version__,

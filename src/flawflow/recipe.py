@@ -76,18 +76,23 @@ class ScoringConfig:
         score: ``density`` (the paper's), ``fastflow``, ``square`` or ``nll``.
         sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
         top: the image score is the mean of this share of the highest map values; 0 = the maximum.
+        shift: map = mean over four views shifted by (±shift, ±shift) pixels; 0 = one view, as it is.
     """
 
     score: str = "density"
     sigma: float = 0.0
     top: float = 0.0
+    shift: int = 0
 
     def __post_init__(self) -> None:
         """Raises OptionError for an unknown score or a number out of range."""
         if self.score not in SCORES:
             raise OptionError(f"scoring.score is '{self.score}': expected one of {', '.join(SCORES)}")
-        if self.sigma < 0 or not 0 <= self.top <= 1:
-            raise OptionError(f"scoring.sigma is {self.sigma} and top {self.top}: expected sigma ≥ 0, top in [0, 1]")
+        if self.sigma < 0 or not 0 <= self.top <= 1 or self.shift < 0:
+            raise OptionError(
+                f"scoring.sigma is {self.sigma}, top {self.top} and shift {self.shift}: expected sigma ≥ 0, top in "
+                "[0, 1] and shift ≥ 0"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,7 @@ def default() -> Recipe:
             evaluate_every=4,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll"),
+        scoring=ScoringConfig(score="nll", shift=4),
         versions=2,
     )
 
