@@ -14,6 +14,7 @@ import pytest
 from flawflow.cli import main
 from flawflow.datasets.generated import write_product_line
 
+Captured = pytest.CaptureFixture[str]
 SMALL = [
     *("--recipe", "demo", "--no-store", "--device", "cpu"),
     *("--set", "size=64", "--set", "training.epochs=2", "--set", "flow.blocks=2", "--set", "scoring.shift=0"),
@@ -35,7 +36,7 @@ def part(line: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def refused(capsys: Captured, *arguments: str | Path) -> str:
     """Run a command that must fail; its one message."""
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
@@ -55,9 +56,7 @@ def test_inspect_writes_overlays_table_and_json(part: Path, line: Path, tmp_path
         assert cv2.imread(str(out / row["overlay"])).shape == cv2.imread(row["image"]).shape
 
 
-def test_inspect_goes_on_after_an_unreadable_image(
-    part: Path, line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_inspect_goes_on_after_an_unreadable_image(part: Path, line: Path, tmp_path: Path, capsys: Captured) -> None:
     shutil.copytree(line / "stone/test/good", tmp_path / "mixed")
     (tmp_path / "mixed/000a.png").write_bytes(b"not an image")
     odd = np.zeros((31, 90), np.uint16)
@@ -80,9 +79,7 @@ def test_evaluate_writes_numbers_and_a_page(part: Path, line: Path, tmp_path: Pa
     assert cv2.imread(str(out / "stone-cases.png")) is not None
 
 
-def test_a_number_selected_on_test_images_says_so(
-    line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_number_selected_on_test_images_says_so(line: Path, tmp_path: Path, capsys: Captured) -> None:
     file = tmp_path / "b.json"
     arguments = ["benchmark", "--dataset", "mvtec_ad", "--root", str(line), "--categories", "stone", *SMALL]
     assert main([*arguments, "--select-on-test", "--json", str(file)]) == 0
@@ -104,9 +101,7 @@ def test_benchmark_reports_mean_and_spread_over_seeds(line: Path, tmp_path: Path
         )
 
 
-def test_benchmark_goes_on_after_a_category_that_fails(
-    line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_benchmark_goes_on_after_a_category_that_fails(line: Path, tmp_path: Path, capsys: Captured) -> None:
     shutil.copytree(line, tmp_path / "line")
     (tmp_path / "line/metal/train/good/000.png").write_bytes(b"")
     file = tmp_path / "b.json"
@@ -115,7 +110,7 @@ def test_benchmark_goes_on_after_a_category_that_fails(
     assert set(json.loads(file.read_text())["categories"]) == {"stone"}
 
 
-def test_synthesize_draws_a_sheet(line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_synthesize_draws_a_sheet(line: Path, tmp_path: Path, capsys: Captured) -> None:
     sheet = tmp_path / "sheet.png"
     assert main(["synthesize", str(line / "stone"), "-n", "3", "-o", str(sheet), "--set", "size=64"]) == 0
     assert "background" in capsys.readouterr().out
@@ -123,7 +118,7 @@ def test_synthesize_draws_a_sheet(line: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_too_few_images(count: int, line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images(count: int, line: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "few").mkdir()
     for file in sorted((line / "stone/train/good").iterdir())[:count]:
         shutil.copy(file, tmp_path / "few")
@@ -132,9 +127,7 @@ def test_too_few_images(count: int, line: Path, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text"])
-def test_a_broken_training_image_is_named(
-    damage: str, line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_training_image_is_named(damage: str, line: Path, tmp_path: Path, capsys: Captured) -> None:
     shutil.copytree(line / "stone/train/good", tmp_path / "good")
     victim = tmp_path / "good/004.png"
     whole = victim.read_bytes()
@@ -153,9 +146,7 @@ def test_images_of_other_sizes_and_modes_are_welcome(line: Path, tmp_path: Path)
     assert main(["fit", str(tmp_path / "good"), "-o", str(tmp_path / "x.flaw"), *SMALL]) == 0
 
 
-def test_masks_and_images_that_do_not_belong_together(
-    part: Path, line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_and_images_that_do_not_belong_together(part: Path, line: Path, tmp_path: Path, capsys: Captured) -> None:
     shutil.copytree(line / "stone", tmp_path / "stone")
     mask = next((tmp_path / "stone/ground_truth/crack").iterdir())
     kept = mask.read_bytes()
@@ -179,23 +170,19 @@ def test_masks_and_images_that_do_not_belong_together(
         (["--store-limit", "0"], "positive"),
     ],
 )
-def test_unusable_options(
-    arguments: list[str], hint: str, line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_options(arguments: list[str], hint: str, line: Path, tmp_path: Path, capsys: Captured) -> None:
     message = refused(capsys, "fit", line / "stone", "-o", tmp_path / "x.flaw", *SMALL, *arguments)
     assert hint in message
 
 
-def test_unknown_category_dataset_and_folder(line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_category_dataset_and_folder(line: Path, tmp_path: Path, capsys: Captured) -> None:
     start = ("benchmark", "--root", line, *SMALL)
     assert "metal, stone" in refused(capsys, *start, "--dataset", "mvtec_ad", "--categories", "cork")
     assert "mvtec_ad" in refused(capsys, *start, "--dataset", "imagenet")
     assert "absent" in refused(capsys, "fit", tmp_path / "absent", "-o", tmp_path / "x.flaw", *SMALL)
 
 
-def test_outputs_that_cannot_be_written(
-    line: Path, part: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_outputs_that_cannot_be_written(line: Path, part: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "file").write_text("x")
     assert "folder" in refused(capsys, "fit", line / "stone", "-o", tmp_path, *SMALL)
     assert "file" in refused(capsys, "fit", line / "stone", "-o", tmp_path / "file" / "x.flaw", *SMALL)
@@ -203,9 +190,7 @@ def test_outputs_that_cannot_be_written(
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_detector_files_of_another_kind(
-    part: Path, line: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_detector_files_of_another_kind(part: Path, line: Path, tmp_path: Path, capsys: Captured) -> None:
     cut = tmp_path / "cut.flaw"
     cut.write_bytes(part.read_bytes()[:-100])
     assert "truncated" in refused(capsys, "inspect", cut, line / "stone/test")
