@@ -1,5 +1,6 @@
 """Fit and evaluate every category of a dataset, once per seed, and keep what is done."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 from flawflow.datasets import list_categories, open_category
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import DeviceName
-from flawflow.errors import FlawflowError, OptionError
-from flawflow.evaluation import evaluate, numbers, to_json, write_json
+from flawflow.errors import DatasetError, FlawflowError, OptionError
+from flawflow.evaluation import evaluate, numbers, to_json, write_json, write_report
 from flawflow.fitting import StoreOptions, fit
 from flawflow.recipe import Recipe
+from flawflow.types import Category
 
 GENERATED = "demo"
 
@@ -30,6 +32,7 @@ def run_benchmark(
     store: StoreOptions | None = None,
     select_on_test: bool = False,
     json_path: Path | None = None,
+    report: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fit and evaluate; a category that fails is named among the faults and the others go on.
@@ -42,6 +45,7 @@ def run_benchmark(
         seeds: seeds 0 … seeds − 1 for each category.
         weights, shots, device, store, select_on_test, say: as for `flawflow.fit`.
         json_path: rewritten after every fit.
+        report: folder that gets ``<category>-seed<seed>/index.html`` of every fit.
 
     Returns:
         The JSON of all categories (means over seeds, with ``std`` and the single ``runs``), and the faults.
@@ -49,12 +53,11 @@ def run_benchmark(
     Raises:
         InputError: the dataset or a category is unknown or laid out otherwise.
     """
-    layout = dataset
+    layout = "mvtec_ad" if dataset == GENERATED else dataset
     if dataset == GENERATED:
-        layout = "mvtec_ad"
-        if not all((root / product).is_dir() for product in PRODUCTS):
-            write_product_line(root, seed=0)
-    known = list_categories(layout, root)
+        # Anew each time: the same bytes, and whole even where an earlier run was killed on the way.
+        write_product_line(root, seed=0)
+    known = PRODUCTS if dataset == GENERATED else list_categories(layout, root)
     names = tuple(categories) if categories is not None else known
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -62,38 +65,47 @@ def run_benchmark(
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     faults: list[str] = []
     results: dict[str, Any] = {"categories": {}, "mean": {}}
-    for seed in range(seeds):
-        for name in names:
-            try:
-                category = open_category(layout, root, name, seed)
-                if say:
-                    say(f"{name}, seed {seed}")
-                detector = fit(
-                    category,
-                    recipe,
-                    weights=weights,
-                    shots=shots,
-                    seed=seed,
-                    device=device,
-                    store=store,
-                    select_on_test=select_on_test,
-                    say=say,
-                )
-                runs[name].append(numbers(detector, evaluate(detector, category)))
-            except FlawflowError as error:
-                faults.append(f"{name}, seed {seed}: {error}")
-                continue
+    for seed, name in itertools.product(range(seeds), names):
+        if say:
+            say(f"{name}, seed {seed}")
+        try:
+            category = _with_test(open_category(layout, root, name, seed))
+            detector = fit(
+                category,
+                recipe,
+                weights=weights,
+                shots=shots,
+                seed=seed,
+                device=device,
+                store=store,
+                select_on_test=select_on_test,
+                say=say,
+            )
+            evaluation = evaluate(detector, category)
+            runs[name].append(numbers(detector, evaluation))
             results = to_json({n: _over_seeds(rows) for n, rows in runs.items() if rows})
+            results["mean"]["selected_on_test"] = select_on_test
             if json_path is not None:
                 write_json(json_path, results)
+            if report is not None:
+                write_report(report / f"{name}-seed{seed}", f"{name}, seed {seed}", {name: (detector, evaluation)})
+        except FlawflowError as error:
+            faults.append(f"{name}, seed {seed}: {error}")
     return results, faults
 
 
+def _with_test(category: Category) -> Category:
+    """The category, when there is something to measure on: told before the fit rather than after it."""
+    if not category.test:
+        raise DatasetError(f"'{category.name}' has no test images to measure on: use 'flawflow fit' for it")
+    return category
+
+
 def _over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds of every number, beside the single runs."""
-    keys = [key for key, v in rows[0].items() if isinstance(v, float)]
+    """Mean and standard deviation over seeds of every number, beside the single runs; None where none is known."""
+    keys = [key for key in rows[0] if key not in ("seed", "selected_on_test")]
     columns = {key: [row[key] for row in rows if row[key] is not None] for key in keys}
-    mean = {key: float(np.mean(values)) for key, values in columns.items()}
-    spread = {key: float(np.std(values)) for key, values in columns.items()}
+    mean = {key: float(np.mean(values)) if values else None for key, values in columns.items()}
+    spread = {key: float(np.std(values)) if values else None for key, values in columns.items()}
     label = {"selected_on_test": rows[0]["selected_on_test"]}
     return mean | label | {"std": spread, "runs": list(rows)}

@@ -1,5 +1,6 @@
 """The command line: ``flawflow demo|fit|inspect|evaluate|benchmark|synthesize``."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     A message on standard error says what came, what was expected and what to do; there is no traceback.
     """
     arguments = build_parser().parse_args(argv)
+    _prepare_streams()
     try:
         # Imported here, so that --help answers before the heavy libraries are loaded.
         from flawflow.cli import commands
 
-        return int(getattr(commands, arguments.command)(arguments))
+        code = int(getattr(commands, arguments.command)(arguments))
+        # Here, where a reader that has gone away can still be noticed.
+        sys.stdout.flush()
+        return code
     except FlawflowError as error:
         print(f"flawflow: {error}", file=sys.stderr)
         return 2
@@ -32,3 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("flawflow: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+
+
+def _prepare_streams() -> None:
+    """File names that are no text must not stop a command, nor a progress bar fill a log file."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")

@@ -3,8 +3,14 @@
 import argparse
 import csv
 import io
+import json
+import os
+import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +32,11 @@ from flawflow.fitting import fit as fit_detector
 from flawflow.images import read_image, write_image
 from flawflow.recipe import Recipe, named_recipe
 from flawflow.report import contact_sheet, overlay
-from flawflow.synthesis import draw_synthetic
-from flawflow.types import Image
+from flawflow.synthesis import SynthesisSettings, draw_synthetic
+from flawflow.types import Image, Mask
 
-_AHEAD = 8
+_BATCH = 8
+_LARGEST_STORE = 1e9  # gigabytes
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -64,28 +71,26 @@ def fit(arguments: argparse.Namespace) -> int:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Images → scores, p-values and overlays. An unreadable image is reported and the others go on."""
-    files = _files(arguments.images)
     if arguments.output is not None:
         writable_folder(arguments.output)
+    if arguments.json is not None:
+        check_output(arguments.json)
+    files = _files(arguments.images, arguments.output)
     detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     print(f"{'score':>12} {'p-value':>8}  image")
-    with ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(files), _AHEAD):
-            for file, result in zip(
-                files[start : start + _AHEAD], pool.map(_try_read, files[start : start + _AHEAD]), strict=True
-            ):
-                if isinstance(result, FlawflowError):
-                    faults.append(str(result))
-                    continue
-                found = detector.inspect(result)[0]
-                rows.append({"image": str(file), "score": found.score, "p_value": found.p_value})
-                print(f"{found.score:12.5g} {found.p_value:8.4f}  {file}")
-                if arguments.output is not None:
-                    name = f"{len(rows) - 1:04d}-{file.stem}.png"
-                    write_image(arguments.output / name, _drawn(detector, result, found))
-                    rows[-1]["overlay"] = name
+    for group in _read_groups(files):
+        faults += [str(image) for _, image in group if isinstance(image, FlawflowError)]
+        readable = [(file, image) for file, image in group if not isinstance(image, FlawflowError)]
+        found = detector.inspect([image for _, image in readable])
+        for (file, image), result in zip(readable, found, strict=True):
+            rows.append({"image": str(file), "score": result.score, "p_value": result.p_value})
+            print(f"{result.score:12.5g} {result.p_value:8.4f}  {file}")
+            if arguments.output is not None:
+                name = f"{len(rows) - 1:04d}-{file.stem}.png"
+                write_image(arguments.output / name, _drawn(detector, image, result))
+                rows[-1]["overlay"] = name
     if arguments.output is not None:
         atomic_write(arguments.output / "table.csv", _csv(rows))
         print(f"overlays and table.csv in {arguments.output}")
@@ -98,10 +103,14 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Detector × test images → numbers and a report."""
-    category = open_folder(arguments.folder, arguments.seed)
+    if arguments.json is not None:
+        check_output(arguments.json)
+    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
+    # A dataset without a split of its own is split by the seed: another one would test on what was learned.
+    seed = arguments.seed if arguments.seed is not None else int(detector.provenance.get("seed") or 0)
+    category = open_folder(arguments.folder, seed)
     output = arguments.output or arguments.detector.with_name(arguments.detector.stem + "-evaluation")
     writable_folder(output)
-    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     evaluation = measure(detector, category, progress=sys.stderr.isatty())
     results = {category.name: numbers(detector, evaluation)}
     print(table(results))
@@ -118,7 +127,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--seeds is {arguments.seeds}: expected at least 1")
     if arguments.json is not None:
         check_output(arguments.json)
-    wanted = arguments.categories.split(",") if arguments.categories else None
+    if arguments.output is not None:
+        writable_folder(arguments.output)
+    names = [name.strip() for name in (arguments.categories or "").split(",")]
+    wanted = list(dict.fromkeys(name for name in names if name)) or None
     results, faults = run_benchmark(
         arguments.dataset,
         arguments.root,
@@ -131,6 +143,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
         store=_store(arguments),
         select_on_test=arguments.select_on_test,
         json_path=arguments.json,
+        report=arguments.output,
         say=_say,
     )
     print(table(results["categories"] | ({"mean": results["mean"]} if results["mean"] else {})))
@@ -144,25 +157,34 @@ def synthesize(arguments: argparse.Namespace) -> int:
     if arguments.count < 1:
         raise OptionError(f"-n is {arguments.count}: expected at least 1")
     check_output(arguments.output)
-    recipe = named_recipe(arguments.recipe).change(_changes(arguments.settings))
+    recipe = _changed(named_recipe(arguments.recipe), _changes(arguments.settings))
     category = open_folder(arguments.folder, arguments.seed)
     if len(category.train) < 2:
         raise InputError(f"{arguments.folder} holds {len(category.train)} good image: expected at least 2")
     source = ImageSource([s.path for s in category.train], recipe.size)
     settings = resolve_synthesis(recipe, category, source)
-    rows: list[list[Image]] = []
+    rows: list[tuple[Image, Image, Mask]] = []
     for number in range(arguments.count):
         index, repetition = number % len(source), number // len(source)
         drawn = draw_synthetic(source, len(source), index, repetition, arguments.seed, settings)
         if drawn is not None:
-            rows.append([drawn.normal, drawn.defective, drawn.mask])  # type: ignore[list-item]
+            rows.append((drawn.normal, drawn.defective, drawn.mask))
     if not rows:
         raise InputError("the synthesis left every image unchanged: change its settings with --set synthesis.nsa.…")
     write_image(arguments.output, contact_sheet(rows, ("good image", "synthetic defect", "mask")))
-    print(f"synthesis: {settings.method}; {settings.nsa}")
-    print("change a number with --set, e.g. --set automatic_synthesis=false --set synthesis.nsa.patches=2")
+    print(describe(settings))
     print(f"open {arguments.output}")
     return 0
+
+
+def describe(settings: SynthesisSettings) -> str:
+    """What the synthesis goes by, and the options that say the same, to be copied and changed."""
+    values = asdict(settings.nsa)
+    lines = [f"synthesis: {settings.method}", *(f"  {name:<14} {_shown(value)}" for name, value in values.items())]
+    options = [shlex.quote(f"synthesis.nsa.{name}={json.dumps(value)}") for name, value in values.items()]
+    lines.append("to change a number, copy these options to 'synthesize' and 'fit' and edit it:")
+    lines.append("  " + " ".join(f"--set {option}" for option in ["automatic_synthesis=false", *options]))
+    return "\n".join(lines)
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -182,6 +204,8 @@ def check_output(path: Path) -> None:
     """Before the long work: the result can be written. Raises OutputError where it cannot."""
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write {path}: the file is read-only; choose another name or change its permissions")
     writable_folder(path.parent)
 
 
@@ -200,28 +224,54 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     recipe = named_recipe(arguments.recipe)
     changes = _changes(arguments.settings)
     if arguments.backbone and arguments.backbone != recipe.backbone.name:
-        spec = default_spec(arguments.backbone)
-        taps = str(list(spec.taps))
-        changes = {"backbone.name": spec.name, "backbone.taps": taps, "backbone.smooth": str(spec.smooth)} | changes
+        spec = asdict(default_spec(arguments.backbone))
+        changes = {f"backbone.{name}": json.dumps(value) for name, value in spec.items()} | changes
     if arguments.versions is not None:
         changes["versions"] = str(arguments.versions)
-    return recipe.change(changes)
+    return _changed(recipe, changes)
+
+
+def _changed(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+    """The recipe with its settings changed; none of them may be one that is then ignored."""
+    changed = recipe.change(changes)
+    ignored = [key for key in changes if key.startswith("synthesis.nsa.")]
+    if ignored and changed.automatic_synthesis:
+        raise OptionError(
+            f"--set {ignored[0]} has no effect while these numbers are found from the images: add "
+            "--set automatic_synthesis=false (flawflow synthesize prints the numbers found, to start from)"
+        )
+    return changed
 
 
 def _store(arguments: argparse.Namespace) -> StoreOptions:
-    if arguments.store_limit <= 0:
+    if not 0 < arguments.store_limit <= _LARGEST_STORE:
         raise OptionError(f"--store-limit is {arguments.store_limit}: expected a positive number of gigabytes")
     return StoreOptions(arguments.store, arguments.store_limit, not arguments.no_store)
 
 
-def _files(paths: list[Path]) -> list[Path]:
+def _files(paths: list[Path], output: Path | None) -> list[Path]:
+    """The image files named, and those in the folders named, but for the overlays of an earlier run."""
     files: list[Path] = []
     for path in paths:
         found = list_images(path, recursive=True) if path.is_dir() else (path,)
+        if output is not None and path.is_dir():
+            found = tuple(file for file in found if output.resolve() not in file.resolve().parents)
         if not found:
             raise InputError(f"{path} holds no images: expected .png, .jpg, .bmp, .tif or .webp files")
         files += found
     return files
+
+
+def _read_groups(files: list[Path]) -> Iterator[list[tuple[Path, Image | FlawflowError]]]:
+    """Batches of images, or the errors in place of them; the next batch is decoded while one is inspected."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[list[tuple[Path, Future[Image | FlawflowError]]]] = deque()
+        for start in range(0, len(files), _BATCH):
+            waiting.append([(file, pool.submit(_try_read, file)) for file in files[start : start + _BATCH]])
+            if len(waiting) > 1:
+                yield [(file, future.result()) for file, future in waiting.popleft()]
+        for group in waiting:
+            yield [(file, future.result()) for file, future in group]
 
 
 def _try_read(file: Path) -> Image | FlawflowError:
@@ -244,4 +294,11 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
     writer = csv.DictWriter(text, ("image", "score", "p_value", "overlay"))
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue().encode()
+    # A file's name may hold bytes that are no text; they are written as they are.
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return " to ".join(map(str, value)) if isinstance(value, tuple) and isinstance(value[0], float) else str(value)

@@ -46,7 +46,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="one product with test images, in a known dataset layout")
     parser.add_argument("-o", "--output", type=Path, help="folder for the report (default: <detector>-evaluation)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split, for datasets that have none")
+    parser.add_argument("--seed", type=int, help="of the split, for datasets that have none (default: the fit's)")
     _loading(parser)
 
 
@@ -57,6 +57,7 @@ def _benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--categories", help="comma-separated; default: all")
     parser.add_argument("--seeds", type=int, default=1, help="fits per category, seeds 0 … N − 1 (default: 1)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file, after every fit")
+    parser.add_argument("-o", "--output", type=Path, help="folder for a report about every fit")
     _common(parser, seed=False)
 
 
