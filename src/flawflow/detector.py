@@ -197,12 +197,12 @@ def score_images(
 ) -> Tensor:
     """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
 
-    With ``scoring.shift`` = s there are four views, shifted by (±s, ±s) pixels with the edge repeated; each map is
-    shifted back. A shift of a quarter of the flow's grid gives the mean twice the grid's resolution.
+    With ``scoring.shift`` = s there are two views, shifted by (−s, −s) and (s, s) pixels with the edge repeated; each
+    map is shifted back. With s a quarter of a cell of the flow's grid, the two grids interlace.
     """
     batch = torch.from_numpy(np.stack(images)).to(device)
     s = recipe.scoring.shift
-    views = [(dy, dx) for dy in (-s, s) for dx in (-s, s)] if s else [(0, 0)]
+    views = [(-s, -s), (s, s)] if s else [(0, 0)]
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
     for dy, dx in views:
         z, log_det = flow(backbone(_shifted(batch, dy, dx)))
