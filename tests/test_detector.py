@@ -202,7 +202,7 @@ def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
         {"backbone": "{}"},
         {"backbone": "3"},
         {"backbone": json.dumps({"channels": 24})},
-        {"backbone": json.dumps({"channels": "24", "sha256": "", "weights_file": None})},
+        {"backbone": json.dumps({"channels": "24", "grid": [8, 8], "sha256": "", "weights_file": None})},
         {"calibration": "{}"},
         {"calibration": json.dumps({"image_scores": 3, "map_median": 0, "map_high": 0})},
         {"calibration": json.dumps({"image_scores": [], "map_median": 0, "map_high": 0, "more": 1})},
@@ -224,7 +224,7 @@ def test_other_weights_are_an_error(file: Path, tmp_path: Path) -> None:
 def test_weights_that_have_gone_are_named(tmp_path: Path) -> None:
     recipe = RECIPE.change({"backbone.name": "resnet18", "backbone.taps": "[2]"}).to_dict()
     make_detector().save(tmp_path / "part.flaw")
-    about = {"channels": 24, "sha256": "0" * 64, "weights_file": str(tmp_path / "gone.safetensors")}
+    about = {"channels": 24, "grid": [8, 8], "sha256": "0" * 64, "weights_file": str(tmp_path / "gone.safetensors")}
     odd = rewrite(tmp_path / "part.flaw", tmp_path / "odd.flaw", recipe=json.dumps(recipe), backbone=json.dumps(about))
     with pytest.raises(WeightsError, match=r"gone\.safetensors.*--weights"):
         Detector.load(odd)

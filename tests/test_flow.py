@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flawflow.errors import OptionError
-from flawflow.flow import SUBNETS, CouplingBlock, Flow, FlowConfig, Whitening, build_subnet
+from flawflow.flow import SUBNETS, CouplingBlock, Flow, FlowConfig, PlaceAffine, Whitening, build_subnet
 from flawflow.flow.subnets import Attention, place_code, position_code
 from flawflow.objective import image_nll
 from flawflow.recipe import named_recipe
 
 SMALL = FlowConfig(blocks=2, hidden=8, heads=2)
+FIXED = ({}, {"whiten": True}, {"places": True}, {"whiten": True, "places": True})
 
 
 def lively(module: nn.Module, seed: int = 0, distance: float = 0.7) -> nn.Module:
@@ -31,11 +32,14 @@ def lively(module: nn.Module, seed: int = 0, distance: float = 0.7) -> nn.Module
 
 
 def make_flow(config: FlowConfig, channels: int = 4, seed: int = 0, distance: float = 0.7) -> Flow:
-    flow = Flow(channels, config, seed)
+    flow = Flow(channels, config, seed, (3, 3))
     lively(flow, seed, distance)
     if flow.whitening is not None:
         root = torch.randn(channels, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
         flow.whitening.fit(torch.arange(channels).double(), root @ root.T, config.shrinkage)
+    if flow.places is not None:
+        seen = 1.0 + 2.0 * features(5, channels, 3, 3, seed=3)
+        flow.places.fit(seen.sum(0), seen.square().sum(0), 5)
     return flow
 
 
@@ -45,15 +49,15 @@ def features(*shape: int, seed: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("subnet", SUBNETS)
 @pytest.mark.parametrize("blocks", [1, 3, 10])
-@pytest.mark.parametrize("whiten", [False, True])
-def test_the_inverse_undoes_the_flow(subnet: str, blocks: int, whiten: bool) -> None:
+@pytest.mark.parametrize("fixed", FIXED)
+def test_the_inverse_undoes_the_flow(subnet: str, blocks: int, fixed: dict[str, bool]) -> None:
     # Parameters so far from their beginning that latents keep a Gaussian's size, as a trained flow's do.
-    config = replace(SMALL, subnet=subnet, blocks=blocks, whiten=whiten, shrinkage=0.1)
+    config = replace(SMALL, subnet=subnet, blocks=blocks, shrinkage=0.1, **fixed)  # type: ignore[arg-type]
     flow = make_flow(config, channels=6, distance=0.1)
-    x = features(2, 6, 3, 4)
+    x = features(2, 6, 3, 3)
     with torch.no_grad():
         exact = flow.inverse(flow(x)[0])
-        single = Flow(6, config, 0).eval()
+        single = Flow(6, config, 0, (3, 3)).eval()
         single.load_state_dict(flow.state_dict())
         rounded = single.inverse(single(x.float())[0])
     assert not torch.allclose(flow(x)[0], x, atol=0.1)
@@ -63,9 +67,9 @@ def test_the_inverse_undoes_the_flow(subnet: str, blocks: int, whiten: bool) -> 
 
 @pytest.mark.parametrize("subnet", SUBNETS)
 @pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("whiten", [False, True])
-def test_log_det_is_autograds(subnet: str, blocks: int, whiten: bool) -> None:
-    flow = make_flow(replace(SMALL, subnet=subnet, blocks=blocks, whiten=whiten, shrinkage=0.1))
+@pytest.mark.parametrize("fixed", FIXED)
+def test_log_det_is_autograds(subnet: str, blocks: int, fixed: dict[str, bool]) -> None:
+    flow = make_flow(replace(SMALL, subnet=subnet, blocks=blocks, shrinkage=0.1, **fixed))  # type: ignore[arg-type]
     x = features(1, 4, 3, 3)
     jacobian = torch.autograd.functional.jacobian(lambda y: flow(y.view_as(x))[0].flatten(), x.flatten())
     expected = torch.linalg.slogdet(jacobian)[1]
@@ -73,6 +77,40 @@ def test_log_det_is_autograds(subnet: str, blocks: int, whiten: bool) -> None:
     assert log_det.shape == (1, 3, 3)
     assert abs(float(expected)) > 0.1  # not the trivial start
     assert abs(float(log_det.sum() - expected)) < 1e-6
+
+
+def places_of(seen: Tensor) -> PlaceAffine:
+    layer = PlaceAffine(seen.shape[1], (int(seen.shape[2]), int(seen.shape[3]))).double()
+    layer.fit(seen.sum(0), seen.square().sum(0), len(seen))
+    return layer
+
+
+def test_places_with_many_images_get_their_own_moments() -> None:
+    truth = 3.0 * features(1, 2, 4, 4, seed=4)
+    spread = torch.linspace(0.5, 2.0, 16, dtype=torch.float64).view(1, 1, 4, 4)
+    z = places_of(truth + spread * features(20_000, 2, 4, 4))(truth + spread * features(20_000, 2, 4, 4, seed=2))[0]
+    assert z.mean(0).abs().max() < 0.05 and (z.std(0) - 1).abs().max() < 0.05
+
+
+def test_places_that_do_not_differ_share_one_mean() -> None:
+    # A texture: with eight images the mean of a place has a spread of 0.35, all of it noise.
+    layer = places_of(5.0 + features(8, 3, 30, 30))
+    assert (layer.mean - 5.0).abs().max() < 0.15
+    assert layer.log_scale.abs().max() < 0.12
+
+
+def test_places_raise_the_likelihood_of_images_not_seen() -> None:
+    truth = features(1, 2, 6, 6, seed=4)
+    seen, new = truth + features(20, 2, 6, 6), truth + features(50, 2, 6, 6, seed=2)
+    plain = (seen.mean((0, 2, 3), keepdim=True), seen.std((0, 2, 3), keepdim=True))
+    common = image_nll((new - plain[0]) / plain[1], -plain[1].log().sum(1).expand(50, 6, 6))
+    z, log_det = places_of(seen)(new)
+    assert image_nll(z, log_det).mean() < common.mean() - 0.1 * 72
+
+
+def test_places_need_a_grid() -> None:
+    with pytest.raises(OptionError, match="grid"):
+        Flow(4, replace(SMALL, places=True), 0)
 
 
 def test_images_of_a_batch_do_not_see_each_other() -> None:

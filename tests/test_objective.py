@@ -98,7 +98,7 @@ def test_each_condition_alone_holds_the_term_off() -> None:
     margin=st.floats(0, 50),
     seed=st.integers(0, 99),
 )
-def test_the_hinge_pushes_up_to_the_margin_and_no_further(
+def test_the_hinge_parts_defects_from_normals_up_to_the_margin_and_no_further(
     values: list[float], ceiling: float, margin: float, seed: int
 ) -> None:
     nll, top = tensor(values), tensor([ceiling])
@@ -111,8 +111,9 @@ def test_the_hinge_pushes_up_to_the_margin_and_no_further(
     if not chosen:
         return
     loss.backward()
-    assert top.grad is None or float(top.grad) == 0
-    assert nll.grad is not None
+    assert nll.grad is not None and top.grad is not None
+    # What pushes defects up pulls the upper end of normal down, by as much.
+    assert float(top.grad) == pytest.approx(-float(nll.grad.sum()))
     for value, flag, slope in zip(values, defective.tolist(), nll.grad.tolist(), strict=True):
         if not flag or value > ceiling + margin:
             assert slope == 0

@@ -135,6 +135,7 @@ class Detector:
                 {
                     "sha256": self.backbone.weights_hash,
                     "channels": self.backbone.channels,
+                    "grid": self.backbone.grid,
                     "weights_file": str(self.weights_file.resolve()) if self.weights_file else None,
                 }
             ),
@@ -170,7 +171,7 @@ class Detector:
             calibration = json.loads(header["calibration"])
             provenance = dict(json.loads(header["provenance"]))
             sha256, weights_file = about["sha256"], about["weights_file"]
-            flow = Flow(about["channels"], recipe.flow, seed=0)
+            flow = Flow(about["channels"], recipe.flow, 0, tuple(about["grid"]))
             flow.load_state_dict(tensors)
             calibration["image_scores"] = tuple(calibration["image_scores"])
             known = Calibration(**calibration)

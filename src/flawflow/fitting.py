@@ -27,7 +27,6 @@ from flawflow.types import Category, Sample
 
 Say = Callable[[str], None]
 LEAST_IMAGES = 4
-HELD_OUT_VERSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +105,9 @@ def fit(
     with (store or StoreOptions()).open() as opened:
         data, held_out = _features(opened, sources, backbone, recipe, seed, target, say)
         features_done = time.perf_counter()
-        flow = Flow(backbone.channels, recipe.flow, seed).to(target)
-        if flow.whitening is not None:
-            flow.whitening.fit(*moments(data.normal), recipe.flow.shrinkage)
+        flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
+        standardise(flow, data.normal)
+        flow.to(target)
         if select_on_test:
             validation = _test_validation(category, recipe, backbone, target)
         else:
@@ -181,9 +180,28 @@ def resolve_synthesis(recipe: Recipe, category: Category, source: ImageSource) -
     if not recipe.automatic_synthesis:
         return recipe.synthesis
     if category.synthesis_class is not None:
-        return replace(recipe.synthesis, nsa=nsa_settings(category.synthesis_class))
-    step = max(1, len(source) // 32)
-    return replace(recipe.synthesis, nsa=automatic_settings([source(i) for i in range(0, len(source), step)][:32]))
+        nsa = nsa_settings(category.synthesis_class)
+    else:
+        step = max(1, len(source) // 32)
+        nsa = automatic_settings([source(i) for i in range(0, len(source), step)][:32])
+    marks = recipe.synthesis.strokes
+    return replace(recipe.synthesis, nsa=nsa, strokes=replace(marks, background=marks.background or nsa.background))
+
+
+@torch.no_grad()
+def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
+    """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments."""
+    if flow.whitening is not None:
+        flow.whitening.fit(*moments(maps), flow.config.shrinkage)
+    if flow.places is not None:
+        total = torch.zeros(flow.places.mean.shape, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for row in maps[0]:
+            x = torch.from_numpy(row.astype(np.float32))[None]
+            x = (x if flow.whitening is None else flow.whitening(x)[0])[0].double()
+            total += x
+            squares += x.square()
+        flow.places.fit(total, squares, len(maps[0]))
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,13 +210,12 @@ def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Te
     count, total = 0, torch.zeros(channels, dtype=torch.float64)
     product = torch.zeros(channels, channels, dtype=torch.float64)
     shift = torch.from_numpy(maps[0][0].astype(np.float32)).mean(dim=(1, 2))[:, None]
-    for array in maps[:1]:
-        for row in array:
-            # Shifted by a first mean, so that float32 products lose no digits to a large common offset.
-            x = torch.from_numpy(row.astype(np.float32)).flatten(1) - shift
-            total += x.sum(dim=1).double()
-            product += (x @ x.T).double()
-            count += x.shape[1]
+    for row in maps[0]:
+        # Shifted by a first mean, so that float32 products lose no digits to a large common offset.
+        x = torch.from_numpy(row.astype(np.float32)).flatten(1) - shift
+        total += x.sum(dim=1).double()
+        product += (x @ x.T).double()
+        count += x.shape[1]
     mean = total / count
     return mean + shift[:, 0].double(), product / count - mean[:, None] * mean[None, :]
 
@@ -215,9 +232,17 @@ def _features(
     learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device)
     with_synthetic = recipe.training.objective != "unsupervised"
     data = learn.build(store, recipe.versions, with_synthetic, say)
+    known = replace(recipe.synthesis, sharpness=0.0)
+    # Half of what judges is a kind that was not trained on; else the flow best at its own exercises would win.
+    unseen = replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
     # Another seed, so that no held-out defect repeats one that was trained on.
-    held = FeatureJob(sources[1], backbone, replace(recipe.synthesis, sharpness=0.0), seed + 1_000_003, device)
-    return data, held.build(store, HELD_OUT_VERSIONS, True, say)
+    held = [FeatureJob(sources[1], backbone, kind, seed + 1_000_003, device) for kind in (known, unseen)]
+    sets = [job.build(store, 1, True, say) for job in held]
+    return data, FeatureSet(
+        sets[0].normal,
+        tuple(maps for one in sets for maps in one.synthetic),
+        tuple(cells for one in sets for cells in one.coverage),
+    )
 
 
 def _test_validation(category: Category, recipe: Recipe, backbone: Backbone, device: torch.device) -> Validation:

@@ -60,17 +60,18 @@ def local_margin_loss(nll: Tensor, defective: Tensor, ceiling: Tensor, margin: f
     """Push masked locations above normal ones, but no further than a margin; a scalar in nats per location.
 
     max(0, ceiling + margin − nll), averaged over the defective locations of an image, then over images, so that a
-    hairline weighs as much as a large stain. The hinge is what keeps the term from running away: a location that is
-    already ``margin`` nats less likely than ``ceiling`` has no gradient.
+    hairline weighs as much as a large stain. Two things keep the term from running away: a location that is already
+    ``margin`` nats less likely than ``ceiling`` has no gradient, and the gradient through ``ceiling`` pulls the rarest
+    normal places down wherever defects are pushed up. Without it the ceiling rises along with the defects.
 
     Args:
         nll: (B, h, w) nats per location of the synthetic images.
         defective: (B, h, w) bool, the locations under the synthetic defect; images without any do not count.
-        ceiling: scalar, nats per location; what counts as the upper end of normal (no gradient flows through it).
+        ceiling: scalar, nats per location; what counts as the upper end of normal.
         margin: nats.
     """
     count = defective.sum(dim=(1, 2))
     if not bool(count.any()):
         return nll.new_zeros(())
-    short = torch.relu(ceiling.detach() + margin - nll) * defective
+    short = torch.relu(ceiling + margin - nll) * defective
     return (short.sum(dim=(1, 2))[count > 0] / count[count > 0]).mean()

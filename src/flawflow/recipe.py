@@ -174,7 +174,9 @@ def default() -> Recipe:
         name="default",
         size=448,
         backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
-        flow=FlowConfig(blocks=4, subnet="pointwise", hidden=128, dropout=0.0, clamp=0.3, whiten=True, shrinkage=0.03),
+        flow=FlowConfig(
+            blocks=4, subnet="pointwise", hidden=128, dropout=0.0, clamp=0.3, whiten=True, places=True, shrinkage=0.03
+        ),
         synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
         training=TrainingConfig(
             objective="local_margin",
@@ -185,12 +187,12 @@ def default() -> Recipe:
             cosine_epochs=0,
             eps=1e-8,
             weight_decay=1e-5,
-            margin=1.0,
+            margin=0.5,
             per_dimension=True,
-            evaluate_every=4,
+            evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", shift=4),
+        scoring=ScoringConfig(score="nll", top=0.003, shift=4),
         versions=2,
     )
 

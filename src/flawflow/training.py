@@ -208,9 +208,9 @@ def _local_loss(
     defective = torch.from_numpy(covered(coverage)).to(nll.device)
     normal, synthetic = nll[:normals], nll[normals:]
     fit = normal.mean()
-    ceiling = torch.quantile(normal.detach().flatten()[:1_000_000], 0.99)
+    ceiling = torch.quantile(normal.flatten()[:1_000_000], 0.99)
     hinge = local_margin_loss(synthetic, defective, ceiling, config.margin * channels)
-    active = (synthetic.detach()[defective] < ceiling + config.margin * channels).float().mean()
+    active = (synthetic.detach()[defective] < ceiling.detach() + config.margin * channels).float().mean()
     loss = (fit + config.weight * hinge) * nll[0].numel()
     return _scaled(loss, z, config), float(active.nan_to_num())
 

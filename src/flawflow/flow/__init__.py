@@ -1,7 +1,7 @@
 """The flow of the paper (section 3.2) and its variants."""
 
-from flawflow.flow.coupling import CouplingBlock, Whitening
+from flawflow.flow.coupling import CouplingBlock, PlaceAffine, Whitening
 from flawflow.flow.model import Flow, FlowConfig
 from flawflow.flow.subnets import SUBNETS, build_subnet
 
-__all__ = ["SUBNETS", "CouplingBlock", "Flow", "FlowConfig", "Whitening", "build_subnet"]
+__all__ = ["SUBNETS", "CouplingBlock", "Flow", "FlowConfig", "PlaceAffine", "Whitening", "build_subnet"]

@@ -107,3 +107,48 @@ class Whitening(nn.Module):
     def inverse(self, y: Tensor) -> Tensor:
         solved: Tensor = torch.linalg.solve(self.matrix, y.transpose(0, 1).flatten(1))
         return solved.view(y.shape[1], y.shape[0], *y.shape[2:]).transpose(0, 1) + self.mean[:, None, None]
+
+
+# How many images the spread over all places counts for, against the images that were seen at one place.
+_SPREAD_PRIOR = 200.0
+
+
+class PlaceAffine(nn.Module):
+    """Fixed affine map of each channel at each place, y = (x − μ(h, w)) · exp(−log σ(h, w)), found before training.
+
+    Parts lie still and borders are padded, so what is usual at one place is odd at another. With few images the
+    moments of a place are noise, so both are drawn to those over all places: the mean as far as an empirical Bayes
+    estimate of its true variance between places says (James & Stein 1961), the variance as if 200 images more had
+    shown the common one.
+    """
+
+    mean: Tensor
+    log_scale: Tensor
+
+    def __init__(self, channels: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, *grid))
+        self.register_buffer("log_scale", torch.zeros(channels, *grid))
+
+    @torch.no_grad()
+    def fit(self, total: Tensor, squares: Tensor, count: int) -> None:
+        """Set μ and σ from the sums of x and of x² over ``count`` ≥ 2 images, float64 (C, h, w) each."""
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_min(0) * count / (count - 1)
+        everywhere = mean.mean(dim=(1, 2), keepdim=True)
+        within = variance.mean(dim=(1, 2), keepdim=True)
+        seen = (mean - everywhere).square().mean(dim=(1, 2), keepdim=True)
+        between = (seen - within / count).clamp_min(0)
+        trust = between / (between + within / count).clamp_min(1e-12)
+        self.mean.copy_(everywhere + trust * (mean - everywhere))
+        # What the common mean leaves at a place is spread too, where the mean is not trusted.
+        common = within + (1 - trust) * seen
+        blended = (count * variance + _SPREAD_PRIOR * common) / (count + _SPREAD_PRIOR)
+        self.log_scale.copy_(0.5 * blended.clamp_min(1e-6).log())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
+        log_det = -self.log_scale.sum(dim=0)
+        return (x - self.mean) * torch.exp(-self.log_scale), log_det.expand(x.shape[0], *log_det.shape)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        return y * self.log_scale.exp() + self.mean

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flawflow.errors import OptionError
-from flawflow.flow.coupling import CouplingBlock, Whitening
+from flawflow.flow.coupling import CouplingBlock, PlaceAffine, Whitening
 from flawflow.flow.subnets import build_subnet
 
 
@@ -22,6 +22,7 @@ class FlowConfig:
         dropout: probability, in training only.
         clamp: bound of |log s| in one coupling.
         whiten: begin with a fixed linear map that whitens the training features.
+        places: then standardise each channel at each place of the grid, as far as the images allow.
         shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1].
     """
 
@@ -32,6 +33,7 @@ class FlowConfig:
     dropout: float = 0.2
     clamp: float = 2.0
     whiten: bool = False
+    places: bool = False
     shrinkage: float = 0.0
 
 
@@ -42,12 +44,13 @@ class Flow(nn.Module):
         channels: C of the feature maps, even.
         config: what the flow is made of.
         seed: fixes the permutations and the initial weights.
+        grid: (h, w) of the feature maps; needed for ``config.places`` alone, without which any will do.
 
     Raises:
         OptionError: the channel count is odd, or a setting is out of range.
     """
 
-    def __init__(self, channels: int, config: FlowConfig, seed: int) -> None:
+    def __init__(self, channels: int, config: FlowConfig, seed: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
             raise OptionError(
@@ -60,6 +63,9 @@ class Flow(nn.Module):
         self.channels = channels
         self.config = config
         self.whitening = Whitening(channels) if config.whiten else None
+        if config.places and grid is None:
+            raise OptionError("flow.places needs the grid of the feature maps, which is not known here")
+        self.places = PlaceAffine(channels, grid) if config.places and grid else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
@@ -74,6 +80,9 @@ class Flow(nn.Module):
         log_det = x.new_zeros(x.shape[0], *x.shape[2:])
         if self.whitening is not None:
             x, log_det = self.whitening(x)
+        if self.places is not None:
+            x, term = self.places(x)
+            log_det = log_det + term
         for block in self.blocks:
             x, term = block(x)
             log_det = log_det + term
@@ -83,7 +92,9 @@ class Flow(nn.Module):
         """Latent z (B, C, h, w) → features (B, C, h, w)."""
         for block in reversed(self.blocks):
             z = block.inverse(z)  # type: ignore[operator]
-        return z if self.whitening is None else self.whitening.inverse(z)
+        for fixed in (self.places, self.whitening):
+            z = z if fixed is None else fixed.inverse(z)
+        return z
 
     def parameter_count(self) -> int:
         """Trainable parameters (the paper's table 8 counts these alone)."""

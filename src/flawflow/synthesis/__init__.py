@@ -14,6 +14,7 @@ from flawflow.synthesis.nsa import nsa
 from flawflow.synthesis.object_mask import changed_pixels, object_mask
 from flawflow.synthesis.perlin import PerlinSettings, perlin
 from flawflow.synthesis.settings import NSA_CLASSES, NsaSettings, automatic_settings, nsa_settings
+from flawflow.synthesis.strokes import StrokeSettings, strokes
 
 __all__ = [
     "METHODS",
@@ -24,6 +25,7 @@ __all__ = [
     "MixtureSettings",
     "NsaSettings",
     "PerlinSettings",
+    "StrokeSettings",
     "SynthesisSettings",
     "Synthetic",
     "automatic_settings",
@@ -37,4 +39,5 @@ __all__ = [
     "object_mask",
     "perlin",
     "sharpen",
+    "strokes",
 ]

@@ -1,7 +1,7 @@
 """Draws one synthetic defect: the same for a seed, an image and a repetition, whoever draws it, and when."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,9 +13,10 @@ from flawflow.synthesis.cutpaste import CutPasteSettings, FpiSettings, cutpaste_
 from flawflow.synthesis.nsa import nsa
 from flawflow.synthesis.perlin import PerlinSettings, perlin
 from flawflow.synthesis.settings import NsaSettings
+from flawflow.synthesis.strokes import StrokeSettings, strokes
 from flawflow.types import Image, Mask
 
-Method = Literal["nsa", "cutpaste", "scar", "fpi", "perlin", "mixture"]
+Method = Literal["nsa", "cutpaste", "scar", "fpi", "perlin", "strokes", "mixture"]
 METHODS: tuple[str, ...] = get_args(Method)
 NEED_ANOTHER_IMAGE = ("nsa", "fpi", "mixture")
 MAX_ATTEMPTS = 10
@@ -38,19 +39,20 @@ class Synthetic:
 
 @dataclass(frozen=True, slots=True)
 class MixtureSettings:
-    """With which probability the method ``"mixture"`` takes each synthesiser; the three sum to 1."""
+    """With which probability the method ``"mixture"`` takes each synthesiser; the four sum to 1."""
 
-    nsa: float = 0.5
-    scar: float = 0.25
-    perlin: float = 0.25
+    nsa: float = 0.4
+    scar: float = 0.2
+    perlin: float = 0.2
+    strokes: float = 0.2
 
     def __post_init__(self) -> None:
         """Raises OptionError unless these are probabilities that sum to 1."""
-        values = (self.nsa, self.scar, self.perlin)
+        values = (self.nsa, self.scar, self.perlin, self.strokes)
         if min(values) < 0.0 or abs(sum(values) - 1.0) > 1e-6:
             raise OptionError(
-                f"mixture is nsa={self.nsa}, scar={self.scar}, perlin={self.perlin}; expected three "
-                "probabilities that sum to 1."
+                f"mixture is nsa={self.nsa}, scar={self.scar}, perlin={self.perlin}, strokes={self.strokes}; "
+                "expected four probabilities that sum to 1."
             )
 
 
@@ -66,6 +68,7 @@ class SynthesisSettings:
         cutpaste: settings of ``"cutpaste"`` and ``"scar"``.
         fpi: settings of ``"fpi"``.
         perlin: settings of ``"perlin"``.
+        strokes: settings of ``"strokes"``.
         mixture: probabilities of ``"mixture"``.
     """
 
@@ -75,6 +78,7 @@ class SynthesisSettings:
     cutpaste: CutPasteSettings = field(default_factory=CutPasteSettings)
     fpi: FpiSettings = field(default_factory=FpiSettings)
     perlin: PerlinSettings = field(default_factory=PerlinSettings)
+    strokes: StrokeSettings = field(default_factory=StrokeSettings)
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
 
     def __post_init__(self) -> None:
@@ -128,7 +132,7 @@ def draw_synthetic(
     if count < 2 and settings.method in NEED_ANOTHER_IMAGE:
         raise OptionError(
             f"Synthetic defects by {settings.method!r} need at least 2 images, but there is 1; add good "
-            "images, or choose the method cutpaste, scar or perlin."
+            "images, or choose the method cutpaste, scar, perlin or strokes."
         )
     load = images if callable(images) else images.__getitem__
     for attempt in range(MAX_ATTEMPTS):
@@ -148,8 +152,8 @@ def _synthesise(
     """Applies the chosen synthesiser."""
     method: str = settings.method
     if method == "mixture":
-        chances = (settings.mixture.nsa, settings.mixture.scar, settings.mixture.perlin)
-        method = ("nsa", "scar", "perlin")[int(rng.choice(3, p=np.array(chances) / sum(chances)))]
+        chances = asdict(settings.mixture)
+        method = str(rng.choice(list(chances), p=np.array(list(chances.values())) / sum(chances.values())))
     if method == "cutpaste":
         return cutpaste_patch(image, source, rng, settings.cutpaste)
     if method == "scar":
@@ -158,4 +162,6 @@ def _synthesise(
         return fpi(image, source, rng, settings.fpi)
     if method == "perlin":
         return perlin(image, source, rng, settings.perlin)
+    if method == "strokes":
+        return strokes(image, source, rng, settings.strokes)
     return nsa(image, source, rng, settings.nsa)
