@@ -26,7 +26,7 @@ RECIPE = Recipe(
     name="small",
     size=64,
     backbone=BackboneSpec("filters", (2, 3)),
-    flow=FlowConfig(blocks=2, subnet="residual", hidden=8, heads=2, whiten=True),
+    flow=FlowConfig(blocks=2, subnet="residual", hidden=8, heads=2, whiten=True, places=True),
     scoring=ScoringConfig("nll", sigma=0.7, top=0.01),
 )
 PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_on": "ümlaut", "history": []}
@@ -34,7 +34,7 @@ PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_
 
 def make_detector(recipe: Recipe = RECIPE, **more: Any) -> Detector:
     backbone = build_backbone(recipe.backbone, recipe.size)
-    flow = Flow(backbone.channels, recipe.flow, 5)
+    flow = Flow(backbone.channels, recipe.flow, 5, backbone.grid)
     calibration = Calibration((0.25, 1 / 3, 1e6), -0.1, 2e5)
     return Detector(recipe, backbone, flow, calibration, PROVENANCE, **more)
 

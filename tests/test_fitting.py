@@ -21,8 +21,8 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, ImageError, InputError, OptionError, OutputError
 from flawflow.features import ImageSource
-from flawflow.fitting import LEAST_IMAGES, moments, resolve_synthesis, split
-from flawflow.flow import FlowConfig
+from flawflow.fitting import LEAST_IMAGES, moments, resolve_synthesis, split, standardise
+from flawflow.flow import Flow, FlowConfig
 from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
 from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
 from flawflow.types import Category, Sample
@@ -31,7 +31,7 @@ RECIPE = Recipe(
     name="small",
     size=64,
     backbone=BackboneSpec("filters", (1, 2, 3)),
-    flow=FlowConfig(blocks=2, subnet="convolution", hidden=16, whiten=True, shrinkage=0.05),
+    flow=FlowConfig(blocks=2, subnet="convolution", hidden=16, whiten=True, places=True, shrinkage=0.05),
     synthesis=SynthesisSettings(method="mixture", sharpness=0.3),
     training=TrainingConfig(
         objective="self_supervised",
@@ -307,3 +307,15 @@ def test_the_papers_recipe_fits_on_another_backbone(product: Path) -> None:
     recipe = replace(recipe, training=replace(recipe.training, epochs=1), flow=replace(recipe.flow, blocks=2))
     detector = small_fit(product, recipe, shots=6)
     assert np.isfinite(detector.calibration.image_scores).all()
+
+
+def test_the_fixed_layers_standardise_the_training_features() -> None:
+    generator = np.random.default_rng(3)
+    mixing, offsets = generator.normal(size=(6, 6)), 5 * generator.normal(size=(1, 6, 4, 5))
+    maps = np.einsum("cd,ndhw->nchw", mixing, generator.normal(size=(400, 6, 4, 5))) + offsets
+    flow = Flow(6, FlowConfig(blocks=1, hidden=4, heads=1, whiten=True, places=True), 0, (4, 5))
+    standardise(flow, [maps.astype(np.float16)])
+    assert flow.whitening is not None and flow.places is not None
+    z = flow.places(flow.whitening(torch.from_numpy(maps).float())[0])[0]
+    assert z.mean(0).abs().max() < 0.1
+    assert (z.var(0).mean((1, 2)) - 1).abs().max() < 0.1

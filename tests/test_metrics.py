@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from flawflow import metrics
 from flawflow.errors import InputError
-from flawflow.metrics import aupro, auroc, average_precision, f1_max, image_metrics, pixel_metrics
+from flawflow.metrics import aupro, auroc, auroc_error, average_precision, f1_max, image_metrics, pixel_metrics
 
 few = settings(max_examples=40, deadline=None)
 
@@ -191,3 +191,17 @@ def test_wrong_shapes_labels_and_limits_are_refused() -> None:
     for limit in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(InputError, match="limit"):
             aupro(maps, masks, limit)
+
+
+@pytest.mark.parametrize(("area", "positives", "negatives"), [(0.75, 40, 60), (0.9, 20, 100)])
+def test_the_error_of_an_auroc_is_the_spread_over_samples(area: float, positives: int, negatives: int) -> None:
+    # Hanley and McNeil assume exponential scores: P(positive > negative) = area for the ratio below of their means.
+    rng = np.random.default_rng(0)
+    labels = np.repeat([True, False], [positives, negatives])
+    ratio = area / (1 - area)
+    areas = [
+        auroc(np.r_[rng.exponential(ratio, positives), rng.exponential(1.0, negatives)], labels) for _ in range(1500)
+    ]
+    assert auroc_error(area, positives, negatives) == pytest.approx(np.std(areas), rel=0.08)
+    assert np.mean(areas) == pytest.approx(area, abs=0.01)
+    assert auroc_error(1.0, positives, negatives) == 0.0

@@ -17,7 +17,16 @@ from flawflow.errors import OptionError, OutputError
 from flawflow.features import FeatureSet
 from flawflow.flow import Flow, FlowConfig
 from flawflow.recipe import ScoringConfig, TrainingConfig, named_recipe
-from flawflow.training import Epoch, Validation, batch_loss, covered, grid_cells, learning_rate, train
+from flawflow.training import (
+    Epoch,
+    Validation,
+    batch_loss,
+    covered,
+    grid_cells,
+    kept_epoch,
+    learning_rate,
+    train,
+)
 
 CPU = torch.device("cpu")
 CHANNELS, GRID, COUNT = 8, (4, 4), 10
@@ -139,21 +148,20 @@ class CountingFlow(Flow):
         return super().train(mode)
 
 
-def run_counting(config: TrainingConfig, **more: Any) -> tuple[int, list[Epoch], Flow]:
+def run_counting(config: TrainingConfig, judge: Validation | None = None, **more: Any) -> tuple[int, list[Epoch], Flow]:
     flow = CountingFlow(CHANNELS, FLOW, 0)
-    history = train(flow, DATA, VALIDATION, config, SCORING, seed=0, device=CPU, **more)
+    history = train(flow, DATA, judge or VALIDATION, config, SCORING, seed=0, device=CPU, **more)
     return int(flow.seen), history, flow
 
 
 @settings(max_examples=15, deadline=None)
-@given(qualities=st.lists(st.sampled_from([0.5, 0.6, 0.7]), min_size=6, max_size=6))
-def test_the_best_epoch_is_kept(qualities: list[float]) -> None:
+@given(qualities=st.lists(st.sampled_from([0.5, 0.6, 0.7]), min_size=6, max_size=6), cautious=st.booleans())
+def test_the_weights_are_those_of_the_epoch_that_is_kept(qualities: list[float], cautious: bool) -> None:
     config = replace(CONFIG, objective="unsupervised", evaluate_every=1)
     with pytest.MonkeyPatch.context() as patch:
         scripted(qualities, patch)
-        seen, history, flow = run_counting(config)
-    latest_best = max(range(6), key=lambda n: (qualities[n], n))
-    assert seen == latest_best + 1
+        seen, history, flow = run_counting(config, judge=replace(VALIDATION, cautious=cautious))
+    assert seen == (kept_epoch(history).epoch if cautious else qualities.index(max(qualities))) + 1
     assert [e.image_auroc for e in history] == qualities
     assert not flow.training
 
@@ -241,6 +249,16 @@ def test_without_a_period_the_cosine_takes_the_whole_training() -> None:
     assert learning_rate(config, 10) == pytest.approx(1e-6)
     rates = [learning_rate(config, epoch) for epoch in range(11)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_a_later_epoch_is_kept_only_if_it_beats_the_kept_one_by_more_than_its_error() -> None:
+    def entry(epoch: int, quality: float, error: float = 0.02) -> Epoch:
+        return Epoch(epoch, 0.0, 0.0, 0.0, quality, quality, error)
+
+    assert kept_epoch([entry(0, 0.80), entry(1, 0.81), entry(2, 0.815)]).epoch == 0
+    assert kept_epoch([entry(0, 0.80), entry(1, 0.81), entry(2, 0.83), entry(3, 0.84)]).epoch == 2
+    assert kept_epoch([entry(0, 0.80, 0.0), entry(1, 0.81, 0.0), entry(2, 0.805, 0.0)]).epoch == 1
+    assert kept_epoch([entry(0, 0.80, 0.0), entry(1, 0.80, 0.0)]).epoch == 0
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

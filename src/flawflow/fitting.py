@@ -22,7 +22,7 @@ from flawflow.images import read_mask, resize_mask
 from flawflow.recipe import Recipe, named_recipe
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
-from flawflow.training import Epoch, Validation, grid_cells, train
+from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
 from flawflow.types import Category, Sample
 
 Say = Callable[[str], None]
@@ -257,11 +257,11 @@ def _test_validation(category: Category, recipe: Recipe, backbone: Backbone, dev
         if sample.mask_path is not None:
             cells[number] = grid_cells(resize_mask(read_mask(sample.mask_path), recipe.size), backbone.grid)
     flags = np.array([s.is_defective for s in category.test])
-    return Validation(((features, cells, flags),))
+    return Validation(((features, cells, flags),), cautious=False)
 
 
 def _summary(history: Sequence[Epoch], provenance: dict[str, Any]) -> str:
-    best = max(history, key=lambda e: (e.quality, e.epoch))
+    best = kept_epoch(history)
     shown = [
         f"{n} AUROC {v:.4f}" for n, v in (("image", best.image_auroc), ("pixel", best.pixel_auroc)) if v is not None
     ]

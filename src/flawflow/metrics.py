@@ -10,6 +10,7 @@ defective elements at or above it, so ties are one step. A higher score means mo
   by the limit (Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,19 @@ def auroc(scores: Floats, labels: Labels) -> float:
         InputError: the shapes differ, a score is not finite, or only one class is present.
     """
     return _flat_areas(scores, labels).auroc
+
+
+def auroc_error(area: float, positives: int, negatives: int) -> float:
+    """Standard error of an area under the ROC curve (Hanley & McNeil, Radiology 1982, equation 2).
+
+    Args:
+        area: the area, in [0, 1].
+        positives, negatives: how many of each it was measured on, at least 1.
+    """
+    both_positive, both_negative = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area)
+    variance += (positives - 1) * (both_positive - area**2) + (negatives - 1) * (both_negative - area**2)
+    return math.sqrt(max(variance, 0.0) / (positives * negatives))
 
 
 def average_precision(scores: Floats, labels: Labels) -> float:

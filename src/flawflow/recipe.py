@@ -172,7 +172,7 @@ def default() -> Recipe:
     """The best recipe found so far for two cores and a few minutes; docs/experiments.md tells how."""
     return Recipe(
         name="default",
-        size=448,
+        size=512,
         backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
         flow=FlowConfig(
             blocks=4, subnet="pointwise", hidden=128, dropout=0.0, clamp=0.3, whiten=True, places=True, shrinkage=0.03
@@ -180,7 +180,7 @@ def default() -> Recipe:
         synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
         training=TrainingConfig(
             objective="local_margin",
-            epochs=8,
+            epochs=4,
             batch=8,
             learning_rate=1e-3,
             minimum_rate=1e-6,

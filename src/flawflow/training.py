@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from flawflow.errors import OptionError
 from flawflow.features import FeatureSet, grid_coverage
 from flawflow.files import atomic_write
 from flawflow.flow import Flow
-from flawflow.metrics import auroc
+from flawflow.metrics import auroc, auroc_error
 from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
 from flawflow.recipe import ScoringConfig, TrainingConfig
 from flawflow.scoring import image_scores, location_scores, smooth
@@ -30,9 +30,22 @@ _HALF_CELL = 128
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Maps that choose the epoch: features (N, C, h, w), their defective cells (N, h, w), defective images (N,)."""
+    """What chooses the epoch.
+
+    Attributes:
+        parts: features (N, C, h, w), their defective cells (N, h, w), defective images (N,).
+        cautious: a later epoch must be better by more than a standard error; else by anything.
+    """
 
     parts: tuple[tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.bool_]], ...]
+    cautious: bool = True
+
+    def error(self, image_auroc: float | None) -> float:
+        """Standard error of an epoch's quality, as far as the number of images tells: half of its image AUROC's."""
+        if image_auroc is None or not self.cautious:
+            return 0.0
+        defective = sum(int(flags.sum()) for _, _, flags in self.parts)
+        return 0.5 * auroc_error(image_auroc, defective, sum(len(flags) for _, _, flags in self.parts) - defective)
 
     @staticmethod
     def from_synthetic(held_out: FeatureSet) -> "Validation":
@@ -60,7 +73,10 @@ def grid_cells(mask: Mask, grid: tuple[int, int]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One validated epoch, as the history keeps it. Losses in nats per image; AUROC in [0, 1] or None."""
+    """One validated epoch, as the history keeps it.
+
+    Losses are in nats per image; AUROC in [0, 1] or None; the error is that of the quality.
+    """
 
     epoch: int
     loss: float
@@ -68,12 +84,26 @@ class Epoch:
     rate: float
     image_auroc: float | None
     pixel_auroc: float | None
+    error: float = 0.0
 
     @property
     def quality(self) -> float:
         """What the choice of the epoch goes by: the mean of both AUROCs."""
         values = [v for v in (self.image_auroc, self.pixel_auroc) if v is not None]
         return sum(values) / len(values) if values else -self.loss
+
+
+def kept_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The epoch whose weights are kept: an earlier one, unless a later one beats it by more than its error.
+
+    Held-out images are few, and the longer a flow trains on synthetic defects, the more it becomes a classifier of
+    those; what cannot be told apart goes to the flow that stayed closer to the likelihood.
+    """
+    kept = history[0]
+    for entry in history[1:]:
+        if entry.quality > kept.quality + kept.error:
+            kept = entry
+    return kept
 
 
 @dataclass(slots=True)
@@ -98,7 +128,7 @@ def train(
     run_key: str = "",
     progress: bool = False,
 ) -> list[Epoch]:
-    """Train ``flow`` in place and leave it with the weights of its best epoch.
+    """Train ``flow`` in place and leave it with the weights of the epoch that validation keeps.
 
     Everything random in an epoch starts from (seed, epoch), so that a training that was killed and goes on from its
     checkpoint takes the very steps of one that was not.
@@ -155,10 +185,9 @@ def train(
             )
         if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
             image, pixel = validate(flow, validation, scoring, device)
-            entry = Epoch(epoch, total, active, rate, image, pixel)
-            if not state.history or entry.quality >= max(e.quality for e in state.history):
+            state.history.append(Epoch(epoch, total, active, rate, image, pixel, validation.error(image)))
+            if kept_epoch(state.history) is state.history[-1]:
                 state.best = _weights(flow)
-            state.history.append(entry)
         state.next_epoch = epoch + 1
         _save(checkpoint, run_key, flow, optimiser, state)
     bar.close()
