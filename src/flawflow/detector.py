@@ -207,7 +207,10 @@ def score_images(
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
     for dy, dx in views:
         z, log_det = flow(backbone(_shifted(batch, dy, dx)))
-        maps = smooth(location_scores(z, log_det, recipe.scoring.score), recipe.scoring.sigma)
+        maps = location_scores(z, log_det, recipe.scoring.score)
+        if flow.memory is not None:
+            maps = flow.memory(z, log_det, maps)
+        maps = smooth(maps, recipe.scoring.sigma)
         total += _shifted(enlarge(maps.float(), recipe.size), -dy, -dx)
     return (total / len(views)).cpu()
 

@@ -1,5 +1,6 @@
 """From good images to a detector. One of the files that know the order: images → features → flow → detector."""
 
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract
 from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
 from flawflow.recipe import Recipe, named_recipe
+from flawflow.scoring import location_scores
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
@@ -124,6 +126,7 @@ def fit(
             run_key=run,
             progress=say is not None,
         )
+        remember(flow, data.normal, target)
         good = [sources[1](index) for index in range(len(sources[1]))]
         calibration = calibrate(backbone, flow, recipe, good, target)
     provenance = {
@@ -202,6 +205,29 @@ def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
             total += x
             squares += x.square()
         flow.places.fit(total, squares, len(maps[0]))
+
+
+@torch.inference_mode()
+def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.device) -> None:
+    """Fill the flow's memory, where it has one, with the least likely cells of the training images."""
+    if flow.memory is None:
+        return
+    count = len(maps[0])
+
+    def scored(images: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        z, log_det = flow(torch.from_numpy(maps[0][images].astype(np.float32)).to(device))
+        return z, location_scores(z, log_det, "nll")
+
+    sample = torch.cat([scored([i])[1] for i in range(0, count, math.ceil(count / 64))]).flatten()
+    rank = max(1, round((1 - flow.config.memory) * sample.numel()))
+    threshold = float(sample.kthvalue(rank).values)
+    latents, places = [], []
+    for start in range(0, count, 8):
+        z, nll = scored(range(start, min(start + 8, count)))
+        image, row, column = (nll > threshold).nonzero(as_tuple=True)
+        latents.append(z[image, :, row, column].half())
+        places.append(torch.stack([row, column], dim=1))
+    flow.memory.fit(torch.cat(latents), torch.cat(places), threshold)
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:

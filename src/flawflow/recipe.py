@@ -128,6 +128,11 @@ class Recipe:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if self.versions < 1 or not 0 < self.holdout < 1:
             raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
+        if self.flow.memory and self.scoring.score != "nll":
+            raise OptionError(
+                f"flow.memory is {self.flow.memory} and scoring.score '{self.scoring.score}': what is remembered "
+                "changes the likelihood alone; set scoring.score=nll, or flow.memory=0"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -175,7 +180,15 @@ def default() -> Recipe:
         size=512,
         backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
         flow=FlowConfig(
-            blocks=4, subnet="pointwise", hidden=128, dropout=0.0, clamp=0.3, whiten=True, places=True, shrinkage=0.03
+            blocks=4,
+            subnet="pointwise",
+            hidden=128,
+            dropout=0.0,
+            clamp=0.3,
+            whiten=True,
+            places=True,
+            shrinkage=0.03,
+            memory=0.05,
         ),
         synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
         training=TrainingConfig(

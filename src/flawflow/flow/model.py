@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from flawflow.errors import OptionError
 from flawflow.flow.coupling import CouplingBlock, PlaceAffine, Whitening
+from flawflow.flow.memory import Memory
 from flawflow.flow.subnets import build_subnet
 
 
@@ -24,6 +25,8 @@ class FlowConfig:
         whiten: begin with a fixed linear map that whitens the training features.
         places: then standardise each channel at each place of the grid, as far as the images allow.
         shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1].
+        memory: share of the training cells, the least likely ones, that is remembered after training; 0 = none.
+        reach: how many cells away a remembered place still counts.
     """
 
     blocks: int = 10
@@ -35,6 +38,8 @@ class FlowConfig:
     whiten: bool = False
     places: bool = False
     shrinkage: float = 0.0
+    memory: float = 0.0
+    reach: int = 2
 
 
 class Flow(nn.Module):
@@ -60,6 +65,10 @@ class Flow(nn.Module):
             raise OptionError(f"{config}: expected blocks ≥ 1, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
         if not 0 <= config.shrinkage <= 1:
             raise OptionError(f"flow.shrinkage is {config.shrinkage}: expected a number in [0, 1]")
+        if not 0 <= config.memory < 1 or config.reach < 0:
+            raise OptionError(
+                f"flow.memory is {config.memory} and reach {config.reach}: expected a share in [0, 1) and cells ≥ 0"
+            )
         self.channels = channels
         self.config = config
         self.whitening = Whitening(channels) if config.whiten else None
@@ -69,6 +78,7 @@ class Flow(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
+        self.memory = Memory(channels, config.reach) if config.memory else None
 
     def _block(self) -> CouplingBlock:
         c = self.config

@@ -1,0 +1,104 @@
+"""Laws of the memory: the density it stands for, and what it must never do."""
+
+import numpy as np
+import pytest
+import torch
+
+from flawflow.errors import OptionError
+from flawflow.fitting import remember
+from flawflow.flow import Flow, FlowConfig, Memory
+from flawflow.recipe import named_recipe
+from flawflow.scoring import location_scores
+
+C, SIDE = 6, 5
+
+
+def remembered(reach: int = 1, threshold: float = 2.0, count: int = 40) -> Memory:
+    generator = torch.Generator().manual_seed(3)
+    memory = Memory(C, reach)
+    latents = 2 * torch.randn(count, C, generator=generator)
+    memory.fit(latents, torch.randint(0, SIDE, (count, 2), generator=generator), threshold)
+    return memory
+
+
+def latents(seed: int = 0, count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    z = 2 * torch.randn(count, C, SIDE, SIDE, generator=generator)
+    log_det = torch.randn(count, SIDE, SIDE, generator=generator)
+    return z, log_det, location_scores(z, log_det, "nll")
+
+
+@pytest.mark.parametrize("reach", [0, 1, 4])
+def test_the_lowered_nll_is_the_least_over_all_centres_in_reach(reach: int) -> None:
+    memory = remembered(reach)
+    z, log_det, nll = latents()
+    lowered = memory(z, log_det, nll)
+    for b, y, x in np.ndindex(nll.shape):
+        expected = float(nll[b, y, x])
+        if expected > float(memory.threshold):
+            for centre, (row, column) in zip(memory.latents.float(), memory.places.tolist(), strict=True):
+                if max(abs(row - y), abs(column - x)) <= reach:
+                    nats = 0.5 * float((z[b, :, y, x] - centre).square().sum()) - float(log_det[b, y, x])
+                    expected = min(expected, nats)
+        assert float(lowered[b, y, x]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_it_never_raises_the_nll_and_leaves_the_likely_alone() -> None:
+    memory = remembered(reach=SIDE)
+    z, log_det, nll = latents()
+    lowered = memory(z, log_det, nll)
+    assert (lowered <= nll).all()
+    assert (lowered < nll).any()
+    likely = nll <= memory.threshold
+    assert likely.any()
+    assert torch.equal(lowered[likely], nll[likely])
+
+
+def test_what_was_remembered_is_as_likely_as_a_centre_can_be() -> None:
+    z, log_det, nll = latents()
+    memory = Memory(C, 0)
+    image, row, column = (nll > 2.0).nonzero(as_tuple=True)
+    memory.fit(z[image, :, row, column], torch.stack([row, column], dim=1), 2.0)
+    lowered = memory(z, log_det, nll)
+    found = (lowered + log_det)[image, row, column]
+    # Half precision of the remembered latents is all that is left.
+    assert float(found.abs().max()) < 1e-4
+    assert torch.equal(memory(z[:0], log_det[:0], nll[:0]), nll[:0])
+
+
+def test_an_empty_memory_changes_nothing() -> None:
+    z, log_det, nll = latents()
+    assert torch.equal(Memory(C, 2)(z, log_det, nll), nll)
+
+
+def test_a_flow_brings_its_memory_back_whatever_its_size() -> None:
+    config = FlowConfig(blocks=1, subnet="pointwise", hidden=4, dropout=0.0, memory=0.1)
+    flow, other = Flow(C, config, 0), Flow(C, config, 1)
+    assert flow.memory is not None
+    assert other.memory is not None
+    flow.memory = remembered(config.reach)
+    other.load_state_dict(flow.state_dict())
+    z, log_det, nll = latents()
+    assert torch.equal(other.memory(z, log_det, nll), flow.memory(z, log_det, nll))
+
+
+def test_the_least_likely_share_of_the_training_cells_is_remembered() -> None:
+    config = FlowConfig(blocks=1, subnet="pointwise", hidden=4, dropout=0.0, memory=0.1)
+    flow = Flow(C, config, 0).eval()
+    assert flow.memory is not None
+    maps = np.random.default_rng(0).standard_normal((30, C, SIDE, SIDE)).astype(np.float16)
+    with torch.no_grad():
+        z, log_det = flow(torch.from_numpy(maps.astype(np.float32)))
+        nll = location_scores(z, log_det, "nll")
+    remember(flow, [maps], torch.device("cpu"))
+    assert len(flow.memory.latents) == pytest.approx(0.1 * nll.numel(), abs=1)
+    lowered = flow.memory(z, log_det, nll)
+    above = nll > flow.memory.threshold
+    assert float((lowered + log_det)[above].max()) < 1e-3
+
+
+def test_a_memory_without_the_likelihood_is_refused() -> None:
+    with pytest.raises(OptionError, match="flow.memory=0"):
+        named_recipe("default").change({"scoring.score": "density"})
+    with pytest.raises(OptionError, match="share in"):
+        Flow(C, FlowConfig(memory=1.5), 0)
