@@ -191,12 +191,15 @@ def test_it_is_frozen_and_judges_each_image_alone(shared: Path) -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3, 5]), st.floats(-9, 9))
 def test_joining_keeps_constants_and_averages_neighbourhoods(side: int, grid: int, smooth: int, value: float) -> None:
-    constant = join_levels([torch.full((1, 2, side, side), value)], (grid, grid), smooth)
+    constant = join_levels([torch.full((1, 2, side, side), value)], (grid, grid), BackboneSpec(smooth=smooth))
     assert torch.allclose(constant, torch.tensor(value), atol=1e-5)
+    spec = BackboneSpec(smooth=smooth)
     level = torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(side))
     row, column, reach = side // 2, side - 1, smooth // 2
     window = level[0, 0, max(row - reach, 0) : row + reach + 1, max(column - reach, 0) : column + reach + 1]
-    assert torch.isclose(join_levels([level], (side, side), smooth)[0, 0, row, column], window.mean(), atol=1e-5)
+    assert torch.isclose(join_levels([level], (side, side), spec)[0, 0, row, column], window.mean(), atol=1e-5)
+    rooted = join_levels([level], (side, side), BackboneSpec(root=True))
+    assert torch.allclose(rooted * rooted.abs(), level, atol=1e-5)
 
 
 @pytest.mark.parametrize(

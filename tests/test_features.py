@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flawflow.backbones import BackboneSpec, build_backbone
 from flawflow.errors import ImageError
-from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract, grid_coverage
+from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract, grid_coverage, shifted, views
 from flawflow.images import read_image, resize_image
 from flawflow.store import FeatureStore
 from flawflow.synthesis import CutPasteSettings, SynthesisSettings, draw_synthetic
@@ -151,6 +151,23 @@ def test_each_version_is_another_draw_and_good_images_without_sharpening_have_on
     assert not np.array_equal(sharp.normal[0], sharp.normal[1])
     fewer, names = build(make_job(paths), tmp_path / "a", versions=2)
     assert len(names) == 4 and np.array_equal(fewer.synthetic[1], features.synthetic[1])
+
+
+def test_versions_take_turns_through_the_views_of_the_inspection(paths: list[Path], tmp_path: Path) -> None:
+    plain, names = build(make_job(paths), tmp_path / "a", versions=3)
+    job = replace(make_job(paths), shift=4)
+    seen, shifted_names = build(job, tmp_path / "a", versions=3)
+    assert not set(names) & set(shifted_names)
+    assert len(seen.normal) == 2 and len(seen.synthetic) == 3
+    for version, (dy, dx) in enumerate(views(4)):
+        image = shifted(torch.tensor(job.source(1))[None], dy, dx)[0].numpy()
+        assert np.array_equal(seen.normal[version][1], extract(job.backbone, [image], job.device)[0])
+    # The third draw is seen through the first view again, where the same defect lies elsewhere.
+    drawn = draw_synthetic(job.source, len(job.source), 1, 2, job.seed, job.synthesis)
+    assert drawn is not None
+    moved = shifted(torch.tensor(drawn.mask)[None], *views(4)[0])[0].numpy()
+    assert np.array_equal(seen.coverage[2][1], grid_coverage(moved, job.backbone.grid))
+    assert np.array_equal(plain.coverage[2][1], grid_coverage(drawn.mask, job.backbone.grid))
 
 
 def test_place_name_and_time_of_the_files_do_not_matter(paths: list[Path], tmp_path: Path) -> None:

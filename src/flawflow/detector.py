@@ -17,6 +17,7 @@ from torch import Tensor
 from flawflow.backbones import FILTERS, Backbone, build_backbone
 from flawflow.calibration import p_value
 from flawflow.errors import DetectorFileError, OptionError, WeightsError
+from flawflow.features import shifted, views
 from flawflow.files import atomic_write
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
@@ -198,30 +199,19 @@ def score_images(
 ) -> Tensor:
     """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
 
-    With ``scoring.shift`` = s there are two views, shifted by (−s, −s) and (s, s) pixels with the edge repeated; each
-    map is shifted back. With s a quarter of a cell of the flow's grid, the two grids interlace.
+    A view is the image shifted, with the edge repeated; its map is shifted back.
     """
     batch = torch.from_numpy(np.stack(images)).to(device)
-    s = recipe.scoring.shift
-    views = [(-s, -s), (s, s)] if s else [(0, 0)]
+    seen = views(recipe.scoring.shift)
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
-    for dy, dx in views:
-        z, log_det = flow(backbone(_shifted(batch, dy, dx)))
+    for dy, dx in seen:
+        z, log_det = flow(backbone(shifted(batch, dy, dx)))
         maps = location_scores(z, log_det, recipe.scoring.score)
         if flow.memory is not None:
             maps = flow.memory(z, log_det, maps)
         maps = smooth(maps, recipe.scoring.sigma)
-        total += _shifted(enlarge(maps.float(), recipe.size), -dy, -dx)
-    return (total / len(views)).cpu()
-
-
-def _shifted(images: Tensor, dy: int, dx: int) -> Tensor:
-    """Pixel (y, x) of the result is pixel (y + dy, x + dx) of the images (B, H, W, …), or the edge beyond them."""
-    if not dy and not dx:
-        return images
-    rows = (torch.arange(images.shape[1], device=images.device) + dy).clamp(0, images.shape[1] - 1)
-    columns = (torch.arange(images.shape[2], device=images.device) + dx).clamp(0, images.shape[2] - 1)
-    return images[:, rows][:, :, columns]
+        total += shifted(enlarge(maps.float(), recipe.size), -dy, -dx)
+    return (total / len(seen)).cpu()
 
 
 def calibrate(

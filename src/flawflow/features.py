@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 from flawflow.backbones import Backbone
@@ -21,7 +22,24 @@ from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
 
 _WORKERS = 2
-_STORE_FORMAT = 1
+_STORE_FORMAT = 2
+
+
+def views(shift: int) -> list[tuple[int, int]]:
+    """(dy, dx) of the views that an image is looked at through: as it is, or two along the diagonal.
+
+    With a shift of a quarter of a cell of the flow's grid, the two grids interlace.
+    """
+    return [(-shift, -shift), (shift, shift)] if shift else [(0, 0)]
+
+
+def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
+    """Pixel (y, x) of the result is pixel (y + dy, x + dx) of the images (B, H, W, …), or the edge beyond them."""
+    if not dy and not dx:
+        return images
+    rows = (torch.arange(images.shape[1], device=images.device) + dy).clamp(0, images.shape[1] - 1)
+    columns = (torch.arange(images.shape[2], device=images.device) + dx).clamp(0, images.shape[2] - 1)
+    return images[:, rows][:, :, columns]
 
 
 class ImageSource:
@@ -82,13 +100,17 @@ def grid_coverage(mask: Mask, grid: tuple[int, int]) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True)
 class FeatureJob:
-    """One set of good images and everything that its features depend on."""
+    """One set of good images and everything that its features depend on.
+
+    Versions take turns through the views of ``shift``, so that the flow learns what inspection will show it.
+    """
 
     source: ImageSource
     backbone: Backbone
     synthesis: SynthesisSettings
     seed: int
     device: torch.device
+    shift: int = 0
 
     def _plan(self, versions: int, with_synthetic: bool) -> list[tuple[str, str, int]]:
         """(key, kind, version) of every shard."""
@@ -98,13 +120,15 @@ class FeatureJob:
             "size": self.source.size,
             "backbone": asdict(self.backbone.spec),
             "weights": self.backbone.weights_hash,
+            "shift": self.shift,
         }
         drawn = base | {"synthesis": asdict(self.synthesis), "seed": self.seed}
         plan = []
         if self.synthesis.sharpness > 0:
             plan += [(make_key(drawn | {"kind": "normal", "version": v}), "normal", v) for v in range(versions)]
         else:
-            plan += [(make_key(base | {"kind": "plain"}), "normal", 0)]
+            different = range(min(versions, len(views(self.shift))))
+            plan += [(make_key(base | {"kind": "plain", "version": v}), "normal", v) for v in different]
         if with_synthetic:
             plan += [(make_key(drawn | {"kind": "synthetic", "version": v}), "synthetic", v) for v in range(versions)]
         return plan
@@ -118,15 +142,21 @@ class FeatureJob:
 
     def _draw(self, index: int, kind: str, version: int) -> tuple[Image, NDArray[np.uint8]]:
         """The image whose features are wanted, and the coverage of its defect."""
-        nothing = np.zeros(self.backbone.grid, np.uint8)
+        image, mask = self._pair(index, kind, version)
+        choices = views(self.shift)
+        dy, dx = choices[version % len(choices)]
+        image = shifted(torch.tensor(image)[None], dy, dx)[0].numpy()
+        if mask is None:
+            return image, np.zeros(self.backbone.grid, np.uint8)
+        return image, grid_coverage(shifted(torch.tensor(mask)[None], dy, dx)[0].numpy(), self.backbone.grid)
+
+    def _pair(self, index: int, kind: str, version: int) -> tuple[Image, Mask | None]:
         if kind == "normal" and self.synthesis.sharpness == 0:
-            return self.source(index), nothing
+            return self.source(index), None
         drawn = draw_synthetic(self.source, len(self.source), index, version, self.seed, self.synthesis)
         if drawn is None:
-            return self.source(index), nothing
-        if kind == "normal":
-            return drawn.normal, nothing
-        return drawn.defective, grid_coverage(drawn.mask, self.backbone.grid)
+            return self.source(index), None
+        return (drawn.normal, None) if kind == "normal" else (drawn.defective, drawn.mask)
 
     def _rows(self, kind: str, version: int, start: int, bar: "tqdm[Any]") -> Iterator[dict[str, NDArray[Any]]]:
         batch = 1 if self.backbone.size * self.backbone.channels > 200_000 else 8

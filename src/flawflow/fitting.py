@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -199,12 +200,13 @@ def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
     if flow.places is not None:
         total = torch.zeros(flow.places.mean.shape, dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for row in maps[0]:
+        for row in chain(*maps):
             x = torch.from_numpy(row.astype(np.float32))[None]
             x = (x if flow.whitening is None else flow.whitening(x)[0])[0].double()
             total += x
             squares += x.square()
-        flow.places.fit(total, squares, len(maps[0]))
+        # Versions of one image are no further images: they say nothing of how images differ.
+        flow.places.fit(total / len(maps), squares / len(maps), len(maps[0]))
 
 
 @torch.inference_mode()
@@ -212,31 +214,32 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.devi
     """Fill the flow's memory, where it has one, with the least likely cells of the training images."""
     if flow.memory is None:
         return
-    count = len(maps[0])
 
-    def scored(images: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        z, log_det = flow(torch.from_numpy(maps[0][images].astype(np.float32)).to(device))
+    def scored(rows: NDArray[np.float16]) -> tuple[torch.Tensor, torch.Tensor]:
+        z, log_det = flow(torch.from_numpy(rows.astype(np.float32)).to(device))
         return z, location_scores(z, log_det, "nll")
 
-    sample = torch.cat([scored([i])[1] for i in range(0, count, math.ceil(count / 64))]).flatten()
+    step = math.ceil(len(maps[0]) / 64)
+    sample = torch.cat([scored(row[None])[1] for one in maps for row in one[::step]]).flatten()
     rank = max(1, round((1 - flow.config.memory) * sample.numel()))
     threshold = float(sample.kthvalue(rank).values)
     latents, places = [], []
-    for start in range(0, count, 8):
-        z, nll = scored(range(start, min(start + 8, count)))
-        image, row, column = (nll > threshold).nonzero(as_tuple=True)
-        latents.append(z[image, :, row, column].half())
-        places.append(torch.stack([row, column], dim=1))
+    for one in maps:
+        for start in range(0, len(one), 8):
+            z, nll = scored(one[start : start + 8])
+            image, row, column = (nll > threshold).nonzero(as_tuple=True)
+            latents.append(z[image, :, row, column].half())
+            places.append(torch.stack([row, column], dim=1))
     flow.memory.fit(torch.cat(latents), torch.cat(places), threshold)
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (C,) and covariance (C, C) over all images and locations, float64."""
+    """Mean (C,) and covariance (C, C) over all versions, images and locations, float64."""
     channels = maps[0].shape[1]
     count, total = 0, torch.zeros(channels, dtype=torch.float64)
     product = torch.zeros(channels, channels, dtype=torch.float64)
     shift = torch.from_numpy(maps[0][0].astype(np.float32)).mean(dim=(1, 2))[:, None]
-    for row in maps[0]:
+    for row in chain(*maps):
         # Shifted by a first mean, so that float32 products lose no digits to a large common offset.
         x = torch.from_numpy(row.astype(np.float32)).flatten(1) - shift
         total += x.sum(dim=1).double()
@@ -255,14 +258,15 @@ def _features(
     device: torch.device,
     say: Say | None,
 ) -> tuple[FeatureSet, FeatureSet]:
-    learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device)
+    shift = recipe.scoring.shift
+    learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device, shift)
     with_synthetic = recipe.training.objective != "unsupervised"
     data = learn.build(store, recipe.versions, with_synthetic, say)
     known = replace(recipe.synthesis, sharpness=0.0)
     # Half of what judges is a kind that was not trained on; else the flow best at its own exercises would win.
     unseen = replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
     # Another seed, so that no held-out defect repeats one that was trained on.
-    held = [FeatureJob(sources[1], backbone, kind, seed + 1_000_003, device) for kind in (known, unseen)]
+    held = [FeatureJob(sources[1], backbone, kind, seed + 1_000_003, device, shift) for kind in (known, unseen)]
     sets = [job.build(store, 1, True, say) for job in held]
     return data, FeatureSet(
         sets[0].normal,

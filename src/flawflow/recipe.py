@@ -76,7 +76,8 @@ class ScoringConfig:
         score: ``density`` (the paper's), ``fastflow``, ``square`` or ``nll``.
         sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
         top: the image score is the mean of this share of the highest map values; 0 = the maximum.
-        shift: map = mean over two views shifted by ±shift pixels along the diagonal; 0 = one view, as it is.
+        shift: map = mean over two views shifted by ±shift pixels along the diagonal; 0 = one view, as it is. The
+            versions of the training images take turns through the same views.
     """
 
     score: str = "density"

@@ -78,14 +78,17 @@ class Backbone(nn.Module):
             side = self.size
             raise OptionError(f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)")
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        return join_levels(self.levels(pixels), self.grid, self.spec.smooth)
+        return join_levels(self.levels(pixels), self.grid, self.spec)
 
 
-def join_levels(levels: Sequence[Tensor], grid: tuple[int, int], smooth: int) -> Tensor:
-    """Maps (B, Cᵢ, hᵢ, wᵢ) → float32 (B, ΣCᵢ, h, w): averaged over `smooth` cells, resized, joined."""
+def join_levels(levels: Sequence[Tensor], grid: tuple[int, int], spec: BackboneSpec) -> Tensor:
+    """Maps (B, Cᵢ, hᵢ, wᵢ) → float32 (B, ΣCᵢ, h, w): rooted, averaged over `smooth` cells, resized, joined."""
     maps = []
+    smooth = spec.smooth
     for level in levels:
         features = level.float()
+        if spec.root:
+            features = features.sign() * features.abs().sqrt()
         if smooth > 1:
             features = functional.avg_pool2d(features, smooth, 1, smooth // 2, count_include_pad=False)
         if features.shape[-2:] != grid:

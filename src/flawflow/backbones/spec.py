@@ -23,6 +23,8 @@ class BackboneSpec:
             grid are resized bilinearly.
         smooth: odd side, in cells, of the window each level is averaged over before the levels are
             joined (PatchCore, Roth et al. 2022, section 3.1); 1 = none.
+        root: take signed square roots of the features first, which tames the heavy tails that convolutional
+            networks have (Perronnin et al. 2010, for Fisher vectors).
 
     Raises:
         OptionError: a value is out of range.
@@ -32,6 +34,7 @@ class BackboneSpec:
     taps: tuple[int, ...] = (2, 3)
     stride: int | None = None
     smooth: int = 1
+    root: bool = False
 
     def __post_init__(self) -> None:
         if not self.taps or self.taps[0] < 0 or list(self.taps) != sorted(set(self.taps)):
