@@ -156,7 +156,7 @@ def test_each_version_is_another_draw_and_good_images_without_sharpening_have_on
 def test_versions_take_turns_through_the_views_of_the_inspection(paths: list[Path], tmp_path: Path) -> None:
     plain, names = build(make_job(paths), tmp_path / "a", versions=3)
     job = replace(make_job(paths), shift=4)
-    seen, shifted_names = build(job, tmp_path / "a", versions=3)
+    seen, shifted_names = build(job, tmp_path / "b", versions=3)
     assert not set(names) & set(shifted_names)
     assert len(seen.normal) == 2 and len(seen.synthetic) == 3
     for version, (dy, dx) in enumerate(views(4)):
