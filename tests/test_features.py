@@ -161,7 +161,10 @@ def test_versions_take_turns_through_the_views_of_the_inspection(paths: list[Pat
     assert len(seen.normal) == 2 and len(seen.synthetic) == 3
     for version, (dy, dx) in enumerate(views(4)):
         image = shifted(torch.tensor(job.source(1))[None], dy, dx)[0].numpy()
-        assert np.array_equal(seen.normal[version][1], extract(job.backbone, [image], job.device)[0])
+        alone = extract(job.backbone, [image], job.device)[0]
+        # Some processors round a batch of one otherwise: two steps of half precision are no other view.
+        assert np.allclose(seen.normal[version][1], alone, rtol=2e-3, atol=2e-3)
+        assert not np.allclose(plain.normal[0][1], alone, rtol=0.05, atol=0.05)
     # The third draw is seen through the first view again, where the same defect lies elsewhere.
     draws = [draw_synthetic(job.source, len(job.source), i, 2, job.seed, job.synthesis) for i in range(len(paths))]
     assert any(draws)
