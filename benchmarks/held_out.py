@@ -22,7 +22,6 @@ from flawflow.fitting import fit, split
 from flawflow.images import read_image, resize_image
 from flawflow.metrics import auroc, pixel_metrics
 from flawflow.recipe import named_recipe
-from flawflow.scoring import image_scores
 from flawflow.synthesis import draw_synthetic
 from flawflow.types import Image, Mask
 
@@ -145,7 +144,7 @@ def main() -> None:
         defective, masks = twins(images, kind, detector)
         maps = torch.cat([normal, score(detector, defective)])
         labels = np.repeat([False, True], [len(normal), len(defective)])
-        image_auroc = auroc(image_scores(maps, recipe.scoring.top).numpy(), labels)
+        image_auroc = auroc(detector.image_scores(maps).numpy(), labels)
         outlines = np.concatenate([np.zeros((len(normal), *masks.shape[1:]), np.bool_), masks])
         pixels = pixel_metrics(maps.numpy(), outlines)
         rows.append((image_auroc, pixels["pixel_auroc"] or 0.0, pixels["aupro"] or 0.0))

@@ -27,7 +27,7 @@ RECIPE = Recipe(
     size=64,
     backbone=BackboneSpec("filters", (2, 3)),
     flow=FlowConfig(blocks=2, subnet="residual", hidden=8, heads=2, whiten=True, places=True),
-    scoring=ScoringConfig("nll", sigma=0.7, top=0.01),
+    scoring=ScoringConfig("nll", sigma=0.7, top=0.01, level=0.8),
 )
 PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_on": "ümlaut", "history": []}
 
@@ -35,7 +35,7 @@ PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_
 def make_detector(recipe: Recipe = RECIPE, **more: Any) -> Detector:
     backbone = build_backbone(recipe.backbone, recipe.size)
     flow = Flow(backbone.channels, recipe.flow, 5, backbone.grid)
-    calibration = Calibration((0.25, 1 / 3, 1e6), -0.1, 2e5)
+    calibration = Calibration((0.25, 1 / 3, 1e6), -0.1, 2e5, 0.7)
     return Detector(recipe, backbone, flow, calibration, PROVENANCE, **more)
 
 
@@ -93,7 +93,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "1"
+    assert header["format"] == "flawflow detector" and header["version"] == "2"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -110,7 +110,10 @@ def test_answers_have_the_promised_shapes_and_ranges(detector: Detector, tmp_pat
     assert np.array_equal(by_array.anomaly_map, by_file.anomaly_map) and by_array.score == by_file.score
     assert by_array.anomaly_map.shape == (64, 64) and by_array.anomaly_map.dtype == np.float32
     highest = np.sort(by_array.anomaly_map.ravel())[-round(0.01 * 64 * 64) :]
-    assert by_array.score == pytest.approx(float(highest.mean()), rel=1e-5)
+    level = np.sort(by_array.anomaly_map.ravel())[round(0.8 * 64 * 64) - 1]
+    limit = detector.calibration.level_limit
+    assert limit is not None
+    assert by_array.score == pytest.approx(float(highest.mean() - min(level, limit)), rel=1e-5)
     assert 0 < by_array.p_value <= 1
     assert detector.inspect([]) == []
 
@@ -139,7 +142,7 @@ def test_p_values_are_conformal(normals: list[float], seed: int) -> None:
 
 def test_calibration_scores_good_images_as_inspection_does(detector: Detector) -> None:
     images = [image[:64, :64] for image in pictures(5)]
-    found = calibrate(detector.backbone, detector.flow, RECIPE, images, CPU)
+    found = calibrate(detector.backbone, detector.flow, RECIPE, images, CPU, detector.calibration.level_limit)
     scores = sorted(detector.inspect(image)[0].score for image in images)
     assert list(found.image_scores) == scores
     assert found.map_median < found.map_high
@@ -184,8 +187,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("2", "0", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 1"):
+    for version in ("1", "3", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 2"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 

@@ -23,6 +23,7 @@ from flawflow.errors import DatasetError, ImageError, InputError, OptionError, O
 from flawflow.features import ImageSource
 from flawflow.fitting import LEAST_IMAGES, moments, resolve_synthesis, split, standardise
 from flawflow.flow import Flow, FlowConfig
+from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
 from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
 from flawflow.types import Category, Sample
@@ -98,6 +99,19 @@ def test_provenance_tells_where_a_detector_comes_from(product: Path) -> None:
         RECIPE, automatic_synthesis=False, synthesis=replace(RECIPE.synthesis, nsa=detector.recipe.synthesis.nsa)
     )
     json.dumps(told)
+
+
+def test_no_level_counts_as_higher_than_a_training_images(product: Path) -> None:
+    assert small_fit(product).calibration.level_limit is None
+    recipe = RECIPE.change({"scoring.level": "0.7", "synthesis.sharpness": "0"})
+    detector = small_fit(product, recipe)
+    learn, _ = split(open_folder(product, 0), recipe, None, 0)
+    images = torch.from_numpy(np.stack([resize_image(read_image(s.path), recipe.size) for s in learn]))
+    with torch.inference_mode():
+        z, log_det = detector.flow(detector.backbone(images))
+    cells = np.sort((0.5 * z.square().sum(dim=1) - log_det).flatten(1).numpy(), axis=1)
+    highest = cells[:, round(0.7 * cells.shape[1]) - 1].max()
+    assert detector.calibration.level_limit == pytest.approx(highest, rel=0.01)  # features are kept in half precision
 
 
 def test_choosing_on_test_images_is_labelled(product: Path) -> None:

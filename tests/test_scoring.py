@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flawflow.errors import OptionError
-from flawflow.scoring import SCORES, enlarge, image_scores, location_scores, smooth
+from flawflow.scoring import SCORES, enlarge, image_levels, image_scores, location_scores, smooth
 
 
 def latents(seed: int = 0, batch: int = 2, channels: int = 6, height: int = 4, width: int = 5) -> tuple[Tensor, Tensor]:
@@ -127,3 +127,22 @@ def test_the_image_score_is_the_mean_of_the_highest_share(seed: int, top: float)
     expected = np.sort(maps.reshape(3, -1), axis=1)[:, -count:].mean(axis=1)
     assert np.allclose(ours, expected, atol=1e-12)
     assert np.array_equal(image_scores(torch.from_numpy(maps)).numpy(), maps.max(axis=(1, 2)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 99), level=st.floats(0.01, 0.99), rise=st.floats(0, 50))
+def test_a_score_from_the_images_own_level_forgets_what_lifts_the_whole_map(
+    seed: int, level: float, rise: float
+) -> None:
+    maps = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 7, 8)))
+    levels = image_levels(maps, level)
+    below = (maps.flatten(1) <= levels[:, None]).double().mean(dim=1)
+    assert torch.allclose(below, torch.full_like(below, max(1, round(level * 56)) / 56))
+    plain = image_scores(maps, 0.05)
+    assert torch.allclose(image_scores(maps, 0.05, level), plain - levels)
+    assert torch.allclose(image_scores(maps + rise, 0.05, level), plain - levels)
+    # Beyond the highest level of good images nothing is forgotten: a wholly odd image scores high.
+    limit = float(levels.max())
+    assert torch.allclose(
+        image_scores(maps + rise, 0.05, level, limit), plain + rise - (levels + rise).clamp(max=limit)
+    )

@@ -1,6 +1,7 @@
 """The detector: backbone, flow and the scores of held-out good parts, in one file; it inspects images."""
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from flawflow.scoring import enlarge, image_scores, location_scores, smooth
 from flawflow.types import AnomalyMap, Image
 
 FORMAT = "flawflow detector"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _GROUP = 8
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -62,11 +63,14 @@ class Calibration:
     Attributes:
         image_scores: one score a held-out image, ascending.
         map_median, map_high: median and 99.9 % quantile of their map values.
+        level_limit: the highest level of a training image, see `scoring.image_scores`; None = scores have no level.
+            Of a training image, because what calibrates the scores must not enter into them.
     """
 
     image_scores: tuple[float, ...]
     map_median: float
     map_high: float
+    level_limit: float | None = None
 
 
 class Detector:
@@ -116,7 +120,7 @@ class Detector:
             return []
         # In groups, so that memory does not grow with the number of images.
         maps = torch.cat([self.score_maps(arrays[i : i + _GROUP]) for i in range(0, len(arrays), _GROUP)])
-        scores = image_scores(maps, self.recipe.scoring.top).tolist()
+        scores = self.image_scores(maps).tolist()
         normals = np.asarray(self.calibration.image_scores)
         return [
             Inspection(score, p_value(score, normals), one) for score, one in zip(scores, maps.numpy(), strict=True)
@@ -125,6 +129,10 @@ class Detector:
     def score_maps(self, images: Sequence[Image]) -> Tensor:
         """Anomaly maps (B, size, size), float32 on the CPU, of images that already have the input size."""
         return score_images(self.backbone, self.flow, self.recipe, images, self.device)
+
+    def image_scores(self, maps: Tensor) -> Tensor:
+        """Image scores (B,) of anomaly maps (B, size, size), in the units of the map; higher = more anomalous."""
+        return _image_scores(maps, self.recipe, self.calibration.level_limit)
 
     def save(self, path: Path) -> None:
         """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done."""
@@ -145,6 +153,7 @@ class Detector:
                     "image_scores": self.calibration.image_scores,
                     "map_median": self.calibration.map_median,
                     "map_high": self.calibration.map_high,
+                    "level_limit": self.calibration.level_limit,
                 }
             ),
             "provenance": json.dumps(self.provenance),
@@ -214,18 +223,28 @@ def score_images(
     return (total / len(seen)).cpu()
 
 
+def _image_scores(maps: Tensor, recipe: Recipe, level_limit: float | None) -> Tensor:
+    limit = math.inf if level_limit is None else level_limit
+    return image_scores(maps, recipe.scoring.top, recipe.scoring.level, limit)
+
+
 def calibrate(
-    backbone: Backbone, flow: Flow, recipe: Recipe, images: Sequence[Image], device: torch.device
+    backbone: Backbone,
+    flow: Flow,
+    recipe: Recipe,
+    images: Sequence[Image],
+    device: torch.device,
+    level_limit: float | None = None,
 ) -> Calibration:
     """Score held-out good images that have the input size, just as inspection will."""
     scores: list[float] = []
     values: list[NDArray[np.float32]] = []
     for image in images:
         maps = score_images(backbone, flow, recipe, [image], device)
-        scores += image_scores(maps, recipe.scoring.top).tolist()
+        scores += _image_scores(maps, recipe, level_limit).tolist()
         values.append(maps[:, ::4, ::4].numpy().ravel())
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-    return Calibration(tuple(sorted(scores)), median, high)
+    return Calibration(tuple(sorted(scores)), median, high, level_limit)
 
 
 def _with_header(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:

@@ -27,7 +27,6 @@ from flawflow.report import (
     pick_cases,
     write_page,
 )
-from flawflow.scoring import image_scores
 from flawflow.types import Category, Sample
 
 _BATCH = 8
@@ -94,7 +93,7 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
             batch = [next(images) for _ in range(first, min(first + _BATCH, count))]
             scored = detector.score_maps(batch)
             maps[first : first + len(batch)] = scored.numpy()
-            scores[first : first + len(batch)] = image_scores(scored, detector.recipe.scoring.top).numpy()
+            scores[first : first + len(batch)] = detector.image_scores(scored).numpy()
             bar.update(len(batch))
     milliseconds = (time.perf_counter() - started) / count * 1000
     masks = read_masks(category.test, size)

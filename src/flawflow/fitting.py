@@ -21,8 +21,8 @@ from flawflow.errors import DatasetError, OptionError
 from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract
 from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
-from flawflow.recipe import Recipe, named_recipe
-from flawflow.scoring import location_scores
+from flawflow.recipe import Recipe, ScoringConfig, named_recipe
+from flawflow.scoring import image_levels, location_scores, smooth
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
@@ -128,8 +128,9 @@ def fit(
             progress=say is not None,
         )
         remember(flow, data.normal, target)
+        limit = highest_level(flow, data.normal[0], recipe.scoring, target) if recipe.scoring.level else None
         good = [sources[1](index) for index in range(len(sources[1]))]
-        calibration = calibrate(backbone, flow, recipe, good, target)
+        calibration = calibrate(backbone, flow, recipe, good, target, limit)
     provenance = {
         "flawflow": __version__,
         "torch": torch.__version__,
@@ -231,6 +232,20 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.devi
             latents.append(z[image, :, row, column].half())
             places.append(torch.stack([row, column], dim=1))
     flow.memory.fit(torch.cat(latents), torch.cat(places), threshold)
+
+
+@torch.inference_mode()
+def highest_level(flow: Flow, maps: NDArray[np.float16], scoring: ScoringConfig, device: torch.device) -> float:
+    """The highest level of the images with these features, in the units of the score, without the memory.
+
+    The memory would tell the level of the images that it remembers, not that of images to come.
+    """
+    highest = -math.inf
+    for start in range(0, len(maps), 8):
+        z, log_det = flow(torch.from_numpy(maps[start : start + 8].astype(np.float32)).to(device))
+        scores = smooth(location_scores(z, log_det, scoring.score), scoring.sigma)
+        highest = max(highest, float(image_levels(scores, scoring.level).max()))
+    return highest
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -76,6 +76,7 @@ class ScoringConfig:
         score: ``density`` (the paper's), ``fastflow``, ``square`` or ``nll``.
         sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
         top: the image score is the mean of this share of the highest map values; 0 = the maximum.
+        level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
         shift: map = mean over two views shifted by ±shift pixels along the diagonal; 0 = one view, as it is. The
             versions of the training images take turns through the same views.
     """
@@ -83,16 +84,17 @@ class ScoringConfig:
     score: str = "density"
     sigma: float = 0.0
     top: float = 0.0
+    level: float = 0.0
     shift: int = 0
 
     def __post_init__(self) -> None:
         """Raises OptionError for an unknown score or a number out of range."""
         if self.score not in SCORES:
             raise OptionError(f"scoring.score is '{self.score}': expected one of {', '.join(SCORES)}")
-        if self.sigma < 0 or not 0 <= self.top <= 1 or self.shift < 0:
+        if self.sigma < 0 or not 0 <= self.top <= 1 or not 0 <= self.level < 1 or self.shift < 0:
             raise OptionError(
-                f"scoring.sigma is {self.sigma}, top {self.top} and shift {self.shift}: expected sigma ≥ 0, top in "
-                "[0, 1] and shift ≥ 0"
+                f"scoring.sigma is {self.sigma}, top {self.top}, level {self.level} and shift {self.shift}: expected "
+                "sigma ≥ 0, top in [0, 1], level in [0, 1) and shift ≥ 0"
             )
 
 
@@ -206,7 +208,7 @@ def default() -> Recipe:
             evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.003, shift=4),
+        scoring=ScoringConfig(score="nll", top=0.003, level=0.9, shift=4),
         versions=2,
     )
 

@@ -54,8 +54,25 @@ def enlarge(maps: Tensor, size: int) -> Tensor:
     return F.interpolate(maps[:, None], size=(size, size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def image_scores(maps: Tensor, top: float = 0.0) -> Tensor:
-    """(B, H, W) → (B,): the mean of the highest share ``top`` of the map; 0 is the maximum (the paper's)."""
+def image_scores(maps: Tensor, top: float = 0.0, level: float = 0.0, limit: float = math.inf) -> Tensor:
+    """(B, H, W) → (B,): how far the oddest places of an image stand out, in the units of the map.
+
+    Args:
+        maps: anomaly maps.
+        top: the mean of this highest share of the map; 0 is the maximum (the paper's).
+        level: measured from the image's own level, see `image_levels`; 0 = from zero (the paper's).
+        limit: no level counts as higher than this, so that an image which is odd all over still scores high.
+    """
     flat = maps.flatten(1)
     count = max(1, round(top * flat.shape[1]))
-    return flat.topk(count, dim=1).values.mean(dim=1)
+    highest = flat.topk(count, dim=1).values.mean(dim=1)
+    return highest - image_levels(maps, level).clamp(max=limit) if level else highest
+
+
+def image_levels(maps: Tensor, level: float) -> Tensor:
+    """(B, H, W) → (B,): the ``level`` quantile of each map, in (0, 1): what most of the image stays below.
+
+    A coarser grain or another exposure lifts the whole map of a good image; a defect lifts a small part of it.
+    """
+    flat = maps.flatten(1)
+    return flat.kthvalue(max(1, round(level * flat.shape[1])), dim=1).values

@@ -22,7 +22,7 @@ from flawflow.flow import Flow
 from flawflow.metrics import auroc, auroc_error
 from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
 from flawflow.recipe import ScoringConfig, TrainingConfig
-from flawflow.scoring import image_scores, location_scores, smooth
+from flawflow.scoring import image_levels, image_scores, location_scores, smooth
 from flawflow.types import Mask
 
 _HALF_CELL = 128
@@ -275,7 +275,9 @@ def validate(
     images = np.concatenate([flags for _, _, flags in validation.parts])
     if images.all() or not images.any():
         return None, None
-    image = auroc(image_scores(scored, scoring.top).numpy(), images)
+    normal = scored[~torch.from_numpy(images)]
+    limit = float(image_levels(normal, scoring.level).max())
+    image = auroc(image_scores(scored, scoring.top, scoring.level, limit).numpy(), images)
     return image, auroc(scored.numpy().ravel(), cells.ravel()) if cells.any() else None
 
 
