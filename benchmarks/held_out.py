@@ -2,8 +2,8 @@
 
     python benchmarks/held_out.py FOLDER --weights FILE [--recipe NAME] [--set KEY=VALUE …] [--seed N]
 
-NSA, scar and Perlin defects are kinds that `default` trains on; CutPaste and the five that are drawn here it has
-never seen. One line a kind: image AUROC, pixel AUROC, AUPRO.
+NSA, scar and Perlin defects are kinds that `default` trains on, cracks, pits and uneven light resemble its strokes
+and stains; CutPaste, frays and chips it has never seen. One line a kind: image AUROC, pixel AUROC, AUPRO.
 """
 
 import argparse

@@ -11,7 +11,6 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from multiprocessing.pool import Pool, ThreadPool
 from pathlib import Path
 from typing import Any
@@ -111,7 +110,7 @@ def main() -> None:
     results = []
     for name, (images, nsa) in cases(options.size, options.shared).items():
         for method in options.methods.split(","):
-            settings = SynthesisSettings.from_dict({"method": method, "nsa": asdict(nsa)})
+            settings = SynthesisSettings(method=method, nsa=nsa)
             for kind, make_pool in (("threads", ThreadPool), ("processes", Pool)):
                 speed, drawn = rate(make_pool, options.workers, options.draws, images, settings)
                 row = {"images": name, "method": method, "workers": f"{options.workers} {kind}"}

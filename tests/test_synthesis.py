@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import cv2
@@ -23,6 +23,7 @@ from flawflow.synthesis import (
     MixtureSettings,
     NsaSettings,
     PerlinSettings,
+    StainSettings,
     StrokeSettings,
     SynthesisSettings,
     automatic_settings,
@@ -36,8 +37,10 @@ from flawflow.synthesis import (
     object_mask,
     perlin,
     sharpen,
+    stains,
     strokes,
 )
+from flawflow.synthesis.draw import _synthesise
 from flawflow.synthesis.nsa import _blend, _resized, _source_box, half_size
 from flawflow.synthesis.perlin import perlin_noise
 from flawflow.types import Image, Mask
@@ -49,6 +52,7 @@ SYNTHESISERS: dict[str, Callable[..., tuple[Image, Mask]]] = {
     "fpi": lambda *a: fpi(*a, FpiSettings()),
     "perlin": lambda *a: perlin(*a, PerlinSettings(threshold=0.2)),
     "strokes": lambda *a: strokes(*a, StrokeSettings()),
+    "stains": lambda *a: stains(*a, StainSettings()),
 }
 
 
@@ -83,11 +87,11 @@ def test_every_synthesiser_is_pure_and_marks_what_it_changed(method: str, seed: 
     assert mask.shape == (height, width) and mask.dtype == np.bool_
     assert np.array_equal(first, again) and np.array_equal(mask, same_mask)
     assert np.array_equal(image, before[0]) and np.array_equal(source, before[1])
-    if method != "strokes":  # whose hairlines that median would wipe out
+    if method not in ("strokes", "stains"):  # hairlines would be wiped out, soft borders counted in full
         assert np.array_equal(mask, changed_pixels(image, first))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("stains", "mixture")])
 def test_the_mask_covers_every_solid_change_and_nothing_far_from_one(method: str) -> None:
     chosen = SynthesisSettings(method=method, nsa=NSA_CLASSES["carpet"])  # type: ignore[arg-type]
     square = np.ones((5, 5), np.uint8)
@@ -254,10 +258,20 @@ def test_an_image_that_cannot_be_changed_gives_none() -> None:
 
 def test_mixture_takes_what_it_is_told_to() -> None:
     image = TEXTURES[:2]
-    for name in ("nsa", "scar", "perlin", "strokes"):
-        only = MixtureSettings(**{"nsa": 0.0, "scar": 0.0, "perlin": 0.0, "strokes": 0.0, name: 1.0})
-        mixed = draw_synthetic(image, 2, 0, 0, 0, SynthesisSettings(method="mixture", mixture=only))
+    names = [field.name for field in fields(MixtureSettings)]
+    for name in names:
+        only = MixtureSettings(**(dict.fromkeys(names, 0.0) | {name: 1.0}))
+        mixed = draw_synthetic(image, 2, 0, 0, 0, SynthesisSettings(method="mixture", mixture=only, sharpness=0.0))
         assert mixed is not None
+        plain = SynthesisSettings(method=name, sharpness=0.0)  # type: ignore[arg-type]
+        for attempt in range(10):
+            rng = np.random.default_rng(np.random.SeedSequence((0, 0, 0, attempt)))
+            # The source, two chances of sharpening and the choice itself have used the generator before.
+            rng.integers(1), rng.random(3)
+            result, mask = _synthesise(image[0], image[1], rng, plain)
+            if mask.any():
+                break
+        assert np.array_equal(result, mixed.defective) and np.array_equal(mask, mixed.mask)
     with pytest.raises(OptionError, match="sum to 1"):
         MixtureSettings(0.5, 0.5, 0.5, 0.0)
 
@@ -295,6 +309,32 @@ def test_strokes_leave_a_named_background_alone() -> None:
         result, _ = strokes(image, image, np.random.default_rng(seed), StrokeSettings(background=(230, 20)))
         outside = ~object_mask(image, (230, 20))
         assert np.array_equal(result[outside], image[outside])
+
+
+def test_stains_shade_softly_keep_the_texture_and_leave_grey_grey() -> None:
+    image = texture(3, 160, 200) // 2 + 40
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    for seed in range(30):
+        wanted = StainSettings(area=(0.05, 0.2), strength=(0.3, 0.5))
+        result, mask = stains(image, image, np.random.default_rng(seed), wanted)
+        assert 0.02 < mask.mean() < 0.25
+        ratio = result[mask].astype(float) / image[mask]
+        assert (ratio < 1).mean() > 0.98 or (ratio > 1).mean() > 0.98
+        assert ratio.min() > 0.4 and ratio.max() < 1.6
+        # One shade a colour at full strength: what varies within the stain is its soft border alone.
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+        if inner.any():
+            assert np.ptp(result[inner].astype(float) / image[inner], axis=0).max() < 0.1
+        shaded, _ = stains(grey, grey, np.random.default_rng(seed), wanted)
+        assert np.array_equal(shaded[..., 0], shaded[..., 1]) and np.array_equal(shaded[..., 0], shaded[..., 2])
+
+
+def test_stains_leave_a_named_background_alone() -> None:
+    image = on_background(0, 230, (30, 30))
+    outside = ~object_mask(image, (230, 20))
+    for seed in range(20):
+        result, mask = stains(image, image, np.random.default_rng(seed), StainSettings(background=(230, 20)))
+        assert np.array_equal(result[outside], image[outside]) and not mask[outside].any()
 
 
 def _rng() -> np.random.Generator:
@@ -353,6 +393,7 @@ def test_automatic_settings_call_anything_without_a_plain_background_a_texture()
         ({"sharpness": True}, "sharpness"),
         ({"perlin": {"max_transparency": 2.0}}, "max_transparency"),
         ({"strokes": {"width": [0.2, 0.3]}}, "strokes.width"),
+        ({"stains": {"strength": [0.2, 1.3]}}, "stains.strength"),
         ({"cutpaste": {"area": [0.1, 4]}}, "area"),
     ],
 )

@@ -189,8 +189,10 @@ def resolve_synthesis(recipe: Recipe, category: Category, source: ImageSource) -
     else:
         step = max(1, len(source) // 32)
         nsa = automatic_settings([source(i) for i in range(0, len(source), step)][:32])
-    marks = recipe.synthesis.strokes
-    return replace(recipe.synthesis, nsa=nsa, strokes=replace(marks, background=marks.background or nsa.background))
+    chosen = recipe.synthesis
+    strokes = replace(chosen.strokes, background=chosen.strokes.background or nsa.background)
+    stains = replace(chosen.stains, background=chosen.stains.background or nsa.background)
+    return replace(chosen, nsa=nsa, strokes=strokes, stains=stains)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from flawflow.synthesis.nsa import nsa
 from flawflow.synthesis.object_mask import changed_pixels, object_mask
 from flawflow.synthesis.perlin import PerlinSettings, perlin
 from flawflow.synthesis.settings import NSA_CLASSES, NsaSettings, automatic_settings, nsa_settings
+from flawflow.synthesis.stains import StainSettings, stains
 from flawflow.synthesis.strokes import StrokeSettings, strokes
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MixtureSettings",
     "NsaSettings",
     "PerlinSettings",
+    "StainSettings",
     "StrokeSettings",
     "SynthesisSettings",
     "Synthetic",
@@ -39,5 +41,6 @@ __all__ = [
     "object_mask",
     "perlin",
     "sharpen",
+    "stains",
     "strokes",
 ]

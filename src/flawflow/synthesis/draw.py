@@ -13,10 +13,11 @@ from flawflow.synthesis.cutpaste import CutPasteSettings, FpiSettings, cutpaste_
 from flawflow.synthesis.nsa import nsa
 from flawflow.synthesis.perlin import PerlinSettings, perlin
 from flawflow.synthesis.settings import NsaSettings
+from flawflow.synthesis.stains import StainSettings, stains
 from flawflow.synthesis.strokes import StrokeSettings, strokes
 from flawflow.types import Image, Mask
 
-Method = Literal["nsa", "cutpaste", "scar", "fpi", "perlin", "strokes", "mixture"]
+Method = Literal["nsa", "cutpaste", "scar", "fpi", "perlin", "strokes", "stains", "mixture"]
 METHODS: tuple[str, ...] = get_args(Method)
 NEED_ANOTHER_IMAGE = ("nsa", "fpi", "mixture")
 MAX_ATTEMPTS = 10
@@ -39,20 +40,21 @@ class Synthetic:
 
 @dataclass(frozen=True, slots=True)
 class MixtureSettings:
-    """With which probability the method ``"mixture"`` takes each synthesiser; the four sum to 1."""
+    """With which probability the method ``"mixture"`` takes each synthesiser; the five sum to 1."""
 
-    nsa: float = 0.4
+    nsa: float = 0.3
     scar: float = 0.2
-    perlin: float = 0.2
+    perlin: float = 0.15
     strokes: float = 0.2
+    stains: float = 0.15
 
     def __post_init__(self) -> None:
         """Raises OptionError unless these are probabilities that sum to 1."""
-        values = (self.nsa, self.scar, self.perlin, self.strokes)
+        values = tuple(asdict(self).values())
         if min(values) < 0.0 or abs(sum(values) - 1.0) > 1e-6:
             raise OptionError(
-                f"mixture is nsa={self.nsa}, scar={self.scar}, perlin={self.perlin}, strokes={self.strokes}; "
-                "expected four probabilities that sum to 1."
+                f"mixture is {', '.join(f'{name}={value}' for name, value in asdict(self).items())}; "
+                "expected five probabilities that sum to 1."
             )
 
 
@@ -69,6 +71,7 @@ class SynthesisSettings:
         fpi: settings of ``"fpi"``.
         perlin: settings of ``"perlin"``.
         strokes: settings of ``"strokes"``.
+        stains: settings of ``"stains"``.
         mixture: probabilities of ``"mixture"``.
     """
 
@@ -79,6 +82,7 @@ class SynthesisSettings:
     fpi: FpiSettings = field(default_factory=FpiSettings)
     perlin: PerlinSettings = field(default_factory=PerlinSettings)
     strokes: StrokeSettings = field(default_factory=StrokeSettings)
+    stains: StainSettings = field(default_factory=StainSettings)
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
 
     def __post_init__(self) -> None:
@@ -132,7 +136,7 @@ def draw_synthetic(
     if count < 2 and settings.method in NEED_ANOTHER_IMAGE:
         raise OptionError(
             f"Synthetic defects by {settings.method!r} need at least 2 images, but there is 1; add good "
-            "images, or choose the method cutpaste, scar, perlin or strokes."
+            "images, or choose the method cutpaste, scar, perlin, strokes or stains."
         )
     load = images if callable(images) else images.__getitem__
     for attempt in range(MAX_ATTEMPTS):
@@ -154,14 +158,19 @@ def _synthesise(
     if method == "mixture":
         chances = asdict(settings.mixture)
         method = str(rng.choice(list(chances), p=np.array(list(chances.values())) / sum(chances.values())))
-    if method == "cutpaste":
-        return cutpaste_patch(image, source, rng, settings.cutpaste)
-    if method == "scar":
-        return cutpaste_scar(image, source, rng, settings.cutpaste)
-    if method == "fpi":
-        return fpi(image, source, rng, settings.fpi)
-    if method == "perlin":
-        return perlin(image, source, rng, settings.perlin)
-    if method == "strokes":
-        return strokes(image, source, rng, settings.strokes)
-    return nsa(image, source, rng, settings.nsa)
+    match method:
+        case "cutpaste":
+            made = cutpaste_patch(image, source, rng, settings.cutpaste)
+        case "scar":
+            made = cutpaste_scar(image, source, rng, settings.cutpaste)
+        case "fpi":
+            made = fpi(image, source, rng, settings.fpi)
+        case "perlin":
+            made = perlin(image, source, rng, settings.perlin)
+        case "strokes":
+            made = strokes(image, source, rng, settings.strokes)
+        case "stains":
+            made = stains(image, source, rng, settings.stains)
+        case _:
+            made = nsa(image, source, rng, settings.nsa)
+    return made
