@@ -9,11 +9,11 @@ from pathlib import Path
 
 from flawflow.datasets.layouts import (
     Layout,
+    category_folder,
+    category_names,
     layout_error,
     pair_masks,
     sorted_samples,
-    subfolders,
-    unknown_category,
 )
 from flawflow.files import list_images
 from flawflow.types import Category, Sample
@@ -34,23 +34,12 @@ CATEGORY/                     01, 02 or 03
 
 def list_categories(root: Path) -> tuple[str, ...]:
     """The names of the folders that hold train/ok."""
-    if not root.is_dir():
-        raise layout_error(LAYOUT, root, "the dataset is not there")
-    names = tuple(folder.name for folder in subfolders(root) if (folder / "train" / "ok").is_dir())
-    if not names:
-        raise layout_error(LAYOUT, root, "no folder here holds train/ok")
-    return names
+    return category_names(LAYOUT, root, lambda folder: (folder / "train" / "ok").is_dir(), "train/ok")
 
 
 def open_category(root: Path, name: str) -> Category:
     """One product of the dataset, complete."""
-    known = list_categories(root)
-    if name not in known:
-        raise unknown_category(root, name, known)
-    for part in ("test/ok", "test/ko", "ground_truth/ko"):
-        if not (root / name / part).is_dir():
-            raise layout_error(LAYOUT, root / name, f"{part} is absent")
-    return read(root / name)
+    return read(category_folder(LAYOUT, root, name, list_categories(root), ("test/ok", "test/ko", "ground_truth/ko")))
 
 
 def read(folder: Path) -> Category:

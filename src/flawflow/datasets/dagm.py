@@ -8,10 +8,10 @@ from pathlib import Path
 
 from flawflow.datasets.layouts import (
     Layout,
+    category_folder,
+    category_names,
     layout_error,
     masks_by_stem,
-    subfolders,
-    unknown_category,
 )
 from flawflow.files import list_images
 from flawflow.types import GOOD, Category, Sample
@@ -37,23 +37,13 @@ def is_class(folder: Path) -> bool:
 
 def list_categories(root: Path) -> tuple[str, ...]:
     """The names of the class folders, Class2 before Class10."""
-    if not root.is_dir():
-        raise layout_error(LAYOUT, root, "the dataset is not there")
-    names = [folder.name for folder in subfolders(root) if is_class(folder)]
-    if not names:
-        raise layout_error(LAYOUT, root, "no folder here holds images in Train or Test")
+    names = category_names(LAYOUT, root, is_class, "images in Train or Test")
     return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 
 def open_category(root: Path, name: str) -> Category:
     """One class of the dataset, complete."""
-    known = list_categories(root)
-    if name not in known:
-        raise unknown_category(root, name, known)
-    for part in ("Train", "Test"):
-        if not (root / name / part).is_dir():
-            raise layout_error(LAYOUT, root / name, f"{part} is absent")
-    return read(root / name)
+    return read(category_folder(LAYOUT, root, name, list_categories(root), ("Train", "Test")))
 
 
 def read(folder: Path) -> Category:

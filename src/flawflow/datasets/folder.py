@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flawflow.datasets.layouts import Layout, layout_error, subfolders, unknown_category
+from flawflow.datasets.layouts import Layout, check_known, layout_error, subfolders
 from flawflow.files import list_images
 from flawflow.types import Category, Sample
 
@@ -31,9 +31,7 @@ def list_categories(root: Path) -> tuple[str, ...]:
 
 def open_category(root: Path, name: str) -> Category:
     """One product below ``root``, or ``root`` itself when it holds the images and has that name."""
-    known = list_categories(root)
-    if name not in known:
-        raise unknown_category(root, name, known)
+    check_known(root, name, list_categories(root))
     return read(root if list_images(root) else root / name)
 
 

@@ -1,6 +1,6 @@
 """What all dataset layouts share: how an error shows a tree, and how images find their masks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +46,37 @@ def layout_error(layout: Layout, root: Path, problem: str) -> DatasetError:
     return DatasetError("\n".join(lines))
 
 
-def unknown_category(root: Path, name: str, known: Sequence[str]) -> DatasetError:
-    """The error for a category that is not there, with those that are."""
-    return DatasetError(f"there is no category {name!r} in {root}; it holds: {', '.join(known)}")
+def category_names(layout: Layout, root: Path, is_category: Callable[[Path], bool], sign: str) -> tuple[str, ...]:
+    """The names of the folders in ``root`` that are categories; ``sign`` says in words what a category shows.
+
+    Raises:
+        DatasetError: the dataset is absent, or no folder is a category.
+    """
+    if not root.is_dir():
+        raise layout_error(layout, root, "the dataset is not there")
+    names = tuple(folder.name for folder in subfolders(root) if is_category(folder))
+    if not names:
+        raise layout_error(layout, root, f"no folder here holds {sign}")
+    return names
+
+
+def check_known(root: Path, name: str, known: Sequence[str]) -> None:
+    """Raises DatasetError for a category that is not there, with those that are."""
+    if name not in known:
+        raise DatasetError(f"there is no category {name!r} in {root}; it holds: {', '.join(known)}")
+
+
+def category_folder(layout: Layout, root: Path, name: str, known: Sequence[str], parts: Sequence[str]) -> Path:
+    """The folder of a category, complete.
+
+    Raises:
+        DatasetError: it is none of the known ones, or one of its parts is absent.
+    """
+    check_known(root, name, known)
+    for part in parts:
+        if not (root / name / part).is_dir():
+            raise layout_error(layout, root / name, f"{part} is absent")
+    return root / name
 
 
 def found_tree(root: Path) -> list[str]:

@@ -7,7 +7,7 @@ they are not used. A few masks of uneven tiles are empty as well: the folder dec
 
 from pathlib import Path
 
-from flawflow.datasets.layouts import Layout, layout_error, pair_masks, sorted_samples, unknown_category
+from flawflow.datasets.layouts import Layout, check_known, layout_error, pair_masks, sorted_samples
 from flawflow.datasets.shots import draw_shots
 from flawflow.files import list_images
 from flawflow.types import Category, Sample
@@ -42,9 +42,7 @@ def list_categories(root: Path) -> tuple[str, ...]:
 
 def open_category(root: Path, name: str, seed: int) -> Category:
     """The one category of the dataset, called magnetic_tile."""
-    known = list_categories(root)
-    if name not in known:
-        raise unknown_category(root, name, known)
+    check_known(root, name, list_categories(root))
     return read(root, seed)
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 from flawflow.datasets.layouts import (
     Layout,
+    category_folder,
+    category_names,
     layout_error,
     pair_masks,
     sorted_samples,
     subfolders,
-    unknown_category,
 )
 from flawflow.files import list_images
 from flawflow.types import GOOD, Category, Sample
@@ -33,23 +34,12 @@ CATEGORY/                               e.g. bottle
 
 def list_categories(root: Path) -> tuple[str, ...]:
     """The names of the folders that hold train/good."""
-    if not root.is_dir():
-        raise layout_error(LAYOUT, root, "the dataset is not there")
-    names = tuple(folder.name for folder in subfolders(root) if (folder / "train" / "good").is_dir())
-    if not names:
-        raise layout_error(LAYOUT, root, "no folder here holds train/good")
-    return names
+    return category_names(LAYOUT, root, lambda folder: (folder / "train" / "good").is_dir(), "train/good")
 
 
 def open_category(root: Path, name: str) -> Category:
     """One category of the dataset, complete: train, test and a mask for every defective image."""
-    known = list_categories(root)
-    if name not in known:
-        raise unknown_category(root, name, known)
-    for part in ("test", "ground_truth"):
-        if not (root / name / part).is_dir():
-            raise layout_error(LAYOUT, root / name, f"{part} is absent")
-    return read(root / name)
+    return read(category_folder(LAYOUT, root, name, list_categories(root), ("test", "ground_truth")))
 
 
 def read(folder: Path) -> Category:
