@@ -219,8 +219,10 @@ def demo() -> Recipe:
         default(),
         name="demo",
         size=256,
-        backbone=BackboneSpec(name="filters", taps=(0, 1, 2, 3)),
-        flow=FlowConfig(blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, shrinkage=0.001),
+        backbone=BackboneSpec(name="filters", taps=(0, 1, 2, 3), stride=8),
+        flow=FlowConfig(
+            blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, shrinkage=0.001, memory=0.05
+        ),
         # Repeated edges are no texture that a filter bank knows, and would score highest of all.
         scoring=ScoringConfig(score="nll", sigma=1.0),
     )
