@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor
@@ -71,6 +71,7 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(
         read_tensors(path)
 
 
+@example(b"r")
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_other_bytes_are_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:

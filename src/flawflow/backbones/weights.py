@@ -3,6 +3,7 @@
 import hashlib
 import socket
 import ssl
+import struct
 import sys
 import urllib.error
 import urllib.request
@@ -24,6 +25,11 @@ HUB_FILE = "model.safetensors"
 PROBE_SECONDS = 5.0
 # Batch norm counts its training steps under this name; a frozen network never reads it.
 UNUSED = "num_batches_tracked"
+# What the two readers raise for bytes that are no weights file.
+_UNREADABLE = (
+    *(SafetensorError, UnpicklingError, struct.error, EOFError, RuntimeError, ValueError, LookupError),
+    *(TypeError, AttributeError, AssertionError, OverflowError),
+)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -42,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = load_file(path) if head[8:9] == b"{" else _read_torch(path)
     except OSError as error:
         raise WeightsError(f"cannot read the weights file {path}: {error.strerror or error}") from error
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except _UNREADABLE as error:
         raise WeightsError(
             f"{path} is truncated or not a weights file ({_first_line(error)}): expected a safetensors file "
             "or a state dict of plain tensors saved by torch"
