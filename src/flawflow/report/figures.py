@@ -279,7 +279,8 @@ def _map_range(cases: Sequence[Case]) -> tuple[float, float]:
     """One scale for all maps; its lower end is a typical normal place, so that noise stays dark."""
     values = [np.asarray(case.anomaly_map, np.float64) for case in cases]
     low = min(float(np.quantile(value, 0.3)) for value in values)
-    high = max(float(np.quantile(value, 0.999)) for value in values)
+    # The median of the cases, not the highest: one glaring defect would leave all other maps black.
+    high = float(np.median([np.quantile(value, 0.999) for value in values]))
     return low, max(high, low + 1e-12)
 
 
