@@ -279,9 +279,14 @@ def _map_range(cases: Sequence[Case]) -> tuple[float, float]:
     """One scale for all maps; its lower end is a typical normal place, so that noise stays dark."""
     values = [np.asarray(case.anomaly_map, np.float64) for case in cases]
     low = min(float(np.quantile(value, 0.3)) for value in values)
-    # The median of the cases, not the highest: one glaring defect would leave all other maps black.
-    high = float(np.median([np.quantile(value, 0.999) for value in values]))
-    return low, max(high, low + 1e-12)
+    peaks = np.asarray([np.quantile(value, 0.999) for value in values]) - low
+    defective = np.asarray([case.is_defective for case in cases])
+    # Good images' noise must not glow (their typical peak takes half the scale at most), yet one
+    # glaring defect must not leave all other maps black: between the two kinds, in ratio.
+    good = float(np.median(peaks[~defective])) if not defective.all() else 0.0
+    bad = float(np.median(peaks[defective])) if defective.any() else 0.0
+    span = max(2 * good, float(np.sqrt(good * bad))) if good > 0 else bad
+    return low, low + max(span, 1e-12)
 
 
 def _thumbnail(image: Image) -> Image:
