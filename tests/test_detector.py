@@ -32,8 +32,8 @@ RECIPE = Recipe(
 PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_on": "ümlaut", "history": []}
 
 
-def make_detector(recipe: Recipe = RECIPE, **more: Any) -> Detector:
-    backbone = build_backbone(recipe.backbone, recipe.size)
+def make_detector(recipe: Recipe = RECIPE, weights: Path | None = None, **more: Any) -> Detector:
+    backbone = build_backbone(recipe.backbone, recipe.size, weights)
     flow = Flow(backbone.channels, recipe.flow, 5, backbone.grid)
     calibration = Calibration((0.25, 1 / 3, 1e6), -0.1, 2e5, 0.7)
     return Detector(recipe, backbone, flow, calibration, PROVENANCE, **more)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from flawflow.backbones import FILTERS, Backbone, build_backbone
+from flawflow.backbones import Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.calibration import p_value
 from flawflow.errors import DetectorFileError, OptionError, WeightsError
 from flawflow.features import shifted, views
@@ -29,6 +29,7 @@ from flawflow.types import AnomalyMap, Image
 FORMAT = "flawflow detector"
 FORMAT_VERSION = 2
 _GROUP = 8
+_BUNDLED = "backbone:"  # before the names of a bundle's tensors
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -83,6 +84,7 @@ class Detector:
         calibration: scores of held-out good images; None until they have been scored.
         provenance: where it comes from, JSON values.
         weights_file: the file that the backbone's weights came from, if any; tried again when the detector is loaded.
+        bundle: the detector's file carries the backbone: it needs neither timm nor a weights file.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Detector:
         calibration: Calibration,
         provenance: Mapping[str, Any],
         weights_file: Path | None = None,
+        bundle: bool = False,
     ) -> None:
         self.recipe = recipe
         self.backbone = backbone.eval()
@@ -100,6 +103,7 @@ class Detector:
         self.calibration = calibration
         self.provenance = dict(provenance)
         self.weights_file = weights_file
+        self.bundle = bundle
 
     @property
     def device(self) -> torch.device:
@@ -135,7 +139,11 @@ class Detector:
         return _image_scores(maps, self.recipe, self.calibration.level_limit)
 
     def save(self, path: Path) -> None:
-        """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done."""
+        """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done.
+
+        A bundle that cannot carry its backbone raises OptionError.
+        """
+        packed = self.backbone.pack() if self.bundle else None
         header = {
             "format": FORMAT,
             "version": str(FORMAT_VERSION),
@@ -159,6 +167,9 @@ class Detector:
             "provenance": json.dumps(self.provenance),
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.flow.state_dict().items()}
+        if packed is not None:
+            header["bundle"] = json.dumps({"graph": packed.graph, "norm": packed.norm})
+            tensors |= {_BUNDLED + name: value for name, value in packed.tensors.items()}
         atomic_write(path, _with_header(tensors, header))
 
     @staticmethod
@@ -167,7 +178,7 @@ class Detector:
 
         Args:
             path: the file that `save` wrote.
-            weights: the backbone's weights; None = where the fit found them.
+            weights: the backbone's weights; None = the bundled ones, or where the fit found them.
             device: where to compute.
 
         Raises:
@@ -182,16 +193,21 @@ class Detector:
             provenance = dict(json.loads(header["provenance"]))
             sha256, weights_file = about["sha256"], about["weights_file"]
             flow = Flow(about["channels"], recipe.flow, 0, tuple(about["grid"]))
-            flow.load_state_dict(tensors)
+            flow.load_state_dict({name: one for name, one in tensors.items() if not name.startswith(_BUNDLED)})
             calibration["image_scores"] = tuple(calibration["image_scores"])
             known = Calibration(**calibration)
+            packed = _packed(header, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as cause:
             raise DetectorFileError(
                 f"{path} is a detector file with contents that do not fit together ({_first_line(cause)}): "
                 "fit the detector again"
             ) from cause
-        file = weights or _remembered(weights_file, recipe.backbone.name)
-        backbone = build_backbone(recipe.backbone, recipe.size, file)
+        file = weights
+        if packed is not None and weights is None:
+            backbone = unpack_backbone(recipe.backbone, recipe.size, packed)
+        else:
+            file = weights or _remembered(weights_file, recipe.backbone.name)
+            backbone = build_backbone(recipe.backbone, recipe.size, file)
         if backbone.weights_hash != sha256:
             raise WeightsError(
                 f"the weights of {recipe.backbone.name} are not those that {path} was fitted with (sha256 "
@@ -199,7 +215,7 @@ class Detector:
                 "with --weights"
             )
         target = resolve_device(device)
-        return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file)
+        return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file, packed is not None)
 
 
 @torch.inference_mode()
@@ -284,8 +300,17 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header, tensors
 
 
+def _packed(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> PackedBackbone | None:
+    if "bundle" not in header:
+        return None
+    about = json.loads(header["bundle"])
+    mean, spread = about["norm"]
+    bundled = {name.removeprefix(_BUNDLED): one for name, one in tensors.items() if name.startswith(_BUNDLED)}
+    return PackedBackbone(bundled, about["graph"], (mean, spread))
+
+
 def _remembered(file: str | None, name: str) -> Path | None:
-    if file is None or name == FILTERS:
+    if file is None:
         return None
     if not Path(file).is_file():
         raise WeightsError(

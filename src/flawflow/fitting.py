@@ -62,6 +62,7 @@ def fit(
     store: StoreOptions | None = None,
     checkpoint: Path | None = None,
     select_on_test: bool = False,
+    bundle: bool = False,
     say: Say | None = None,
 ) -> Detector:
     """Fit a detector to good images.
@@ -69,13 +70,14 @@ def fit(
     Args:
         images: a folder of good images, a folder of one product in a known layout, or an opened category.
         recipe: a recipe or the name of one.
-        weights: file of the backbone's weights; None = timm's pretrained ones.
+        weights: file of the backbone's weights; None = those that come with it, or timm's pretrained ones.
         shots: use this many good images, drawn with the seed; None = all.
         seed: fixes everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         store: where features are kept.
         checkpoint: file from which a killed fit goes on; removed at the end.
         select_on_test: choose the epoch on the category's test images, as the paper did; the detector says so.
+        bundle: the detector's file is to carry the backbone, for machines without timm and without its weights.
         say: gets lines about the progress, and turns on progress bars; None = silent.
 
     Raises:
@@ -93,6 +95,8 @@ def fit(
     sources = [ImageSource([s.path for s in part], recipe.size) for part in (learn, held)]
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
+    if bundle:
+        backbone.pack()  # a backbone that cannot be bundled is refused before the long work
     fingerprint = make_key({"images": sources[0].digests() + sources[1].digests()})
     run = make_key(
         {
@@ -153,7 +157,7 @@ def fit(
     }
     if say:
         say(_summary(history, provenance))
-    return Detector(recipe, backbone, flow, calibration, provenance, weights)
+    return Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
 
 
 def split(

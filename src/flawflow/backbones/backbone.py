@@ -1,6 +1,7 @@
 """The frozen network that turns images into feature maps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flawflow.backbones.filters import FilterBank
+from flawflow.backbones.graph import GraphLevels, record_graph
 from flawflow.backbones.spec import FILTERS, BackboneSpec
 from flawflow.backbones.weights import UNUSED, fetch_tensors, hash_tensors, pick_tensors, read_tensors
-from flawflow.errors import OptionError
+from flawflow.errors import OptionError, WeightsError
 
 MIN_SIZE = 32
+Norm = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBackbone:
+    """A backbone as a file can carry it.
+
+    Attributes:
+        tensors: ``weights.…`` as they came, ``held.…`` those resampled to the input size, ``constant.…`` tables.
+        graph: the network's operations, see `graph.record_graph`; None for a backbone of this package.
+        norm: mean and spread that its input is normalised by.
+    """
+
+    tensors: dict[str, Tensor]
+    graph: str | None
+    norm: Norm
 
 
 class Backbone(nn.Module):
@@ -37,14 +55,14 @@ class Backbone(nn.Module):
         *,
         levels: nn.Module,
         shapes: Sequence[tuple[int, int, int]],
-        norm: tuple[Sequence[float], Sequence[float]],
+        norm: Norm,
         weights: dict[str, Tensor],
     ) -> None:
         super().__init__()
         self.spec, self.size = spec, size
         self.channels, self.grid = _joined_shape(spec, size, shapes)
         self.weights_hash = hash_tensors(weights)
-        self.levels = levels
+        self.levels, self.norm = levels, norm
         held = self._held()
         # what was resampled to this input size is kept as it came, so that the hash holds at any size
         self._originals = {name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape}
@@ -63,6 +81,28 @@ class Backbone(nn.Module):
         Those of a timm model have timm's names: saved as safetensors they are a file for `build_backbone`.
         """
         return self._held() | self._originals
+
+    def pack(self) -> PackedBackbone:
+        """Everything of it that a machine without timm and without its weights file needs.
+
+        Float32 tensors that half precision holds exactly are stored so.
+
+        Raises:
+            OptionError: the network cannot be written down as a list of operations.
+        """
+        weights, held = self.weights(), self._held()
+        tensors = {f"weights.{name}": tensor for name, tensor in weights.items()}
+        tensors |= {f"held.{name}": held[name] for name in self._originals}
+        graph = None
+        if isinstance(self.levels, GraphLevels):
+            graph = self.levels.graph
+            constants = self.levels.constants()
+        elif self.spec.name != FILTERS:
+            graph, constants = record_graph(self.levels, self.size)
+        else:
+            constants = {}
+        tensors |= {name: tensor.detach().cpu() for name, tensor in constants.items()}
+        return PackedBackbone({name: _halved(tensor) for name, tensor in tensors.items()}, graph, self.norm)
 
     def _held(self) -> dict[str, Tensor]:
         network = getattr(self.levels, "network", self.levels)
@@ -135,6 +175,41 @@ def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backb
     shapes = _level_shapes(bank, torch.zeros(1, 3, size, size))
     unscaled = ((0.0,) * 3, (1.0,) * 3)
     return Backbone(spec, size, levels=bank, shapes=shapes, norm=unscaled, weights=dict(bank.state_dict()))
+
+
+def unpack_backbone(spec: BackboneSpec, size: int, packed: PackedBackbone) -> Backbone:
+    """The backbone that `Backbone.pack` packed, on the CPU, with neither timm nor a weights file.
+
+    Raises:
+        WeightsError: tensors or operations are missing or damaged.
+    """
+    tensors = {name: _widened(tensor) for name, tensor in packed.tensors.items()}
+    weights = _part(tensors, "weights.")
+    if spec.name == FILTERS:
+        return _build_filters(spec, size, None)
+    if packed.graph is None:
+        raise WeightsError(f"the bundle lacks the network of {spec.name}: copy the file again")
+    held = {f"network.{name}": tensor for name, tensor in (weights | _part(tensors, "held.")).items()}
+    constants = {name: tensor for name, tensor in tensors.items() if name.startswith("constant.")}
+    levels = GraphLevels(packed.graph, held | constants)
+    try:
+        shapes = _level_shapes(levels, torch.zeros(1, 3, size, size))
+    except (RuntimeError, IndexError, TypeError, ValueError) as cause:
+        raise WeightsError(f"the bundle's {spec.name} is damaged ({cause}): copy the file again") from cause
+    return Backbone(spec, size, levels=levels, shapes=shapes, norm=packed.norm, weights=weights)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    return half if tensor.dtype == torch.float32 and torch.equal(half.float(), tensor) else tensor
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 def _build_timm(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:

@@ -61,6 +61,7 @@ def fit(arguments: argparse.Namespace) -> int:
         store=_store(arguments),
         checkpoint=checkpoint,
         select_on_test=arguments.select_on_test,
+        bundle=arguments.bundle,
         say=_say,
     )
     detector.save(output)

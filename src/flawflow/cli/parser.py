@@ -30,6 +30,9 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="good images, or one product in a known dataset layout")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the detector file to write, e.g. part.flaw")
+    parser.add_argument(
+        "--bundle", action="store_true", help="put the backbone into the file too: it then needs no timm and no weights"
+    )
     _common(parser)
 
 
@@ -88,7 +91,7 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     parser.add_argument("--recipe", default="default", help="default, paper or demo")
     parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
-    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: timm's pretrained)")
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")

@@ -1,0 +1,152 @@
+"""Bundles: a recorded network gives the same maps to the bit, needs no timm, and runs nothing but listed operations."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from flawflow.backbones import BackboneSpec, build_backbone, timm_models, unpack_backbone
+from flawflow.backbones.graph import GraphLevels, record_graph
+from flawflow.detector import Detector
+from flawflow.errors import OptionError, WeightsError
+from flawflow.flow import FlowConfig
+from flawflow.recipe import Recipe, ScoringConfig
+from test_detector import header_of, make_detector, pictures
+
+NETWORKS = [
+    ("deit_tiny_patch16_224", (1, 2), 64),
+    ("cait_xxs24_224", (1,), 64),
+    ("resnet18", (1, 2), 64),
+    ("densenet121", (2,), 64),
+    ("convnext_atto", (1,), 64),
+    ("swin_tiny_patch4_window7_224", (1,), 224),  # has tables that it computes for itself
+    ("mobilenetv3_small_050", (2,), 64),
+]
+
+
+def network(name: str, taps: tuple[int, ...], size: int) -> timm_models.TimmLevels:
+    torch.manual_seed(0)
+    return timm_models.TimmLevels(timm_models.make_network(name, size, "cpu").eval(), taps)
+
+
+@pytest.mark.parametrize(("name", "taps", "size"), NETWORKS)
+def test_a_recorded_network_gives_the_same_maps(name: str, taps: tuple[int, ...], size: int) -> None:
+    levels = network(name, taps, size)
+    graph, constants = record_graph(levels, size)
+    recorded = GraphLevels(graph, levels.state_dict() | constants)
+    for count in (1, 3):
+        images = torch.randn(count, 3, size, size)
+        with torch.no_grad():
+            for one, other in zip(levels(images), recorded(images), strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "resnet18"])
+def test_a_packed_backbone_is_the_same_backbone(name: str, shared: Path) -> None:
+    spec = BackboneSpec(name, (1, 2), stride=16)
+    original = build_backbone(spec, 96, shared / "weights" / f"{name}.safetensors")
+    packed = original.pack()
+    assert {tensor.dtype for tensor in packed.tensors.values()} >= {torch.float16}
+    restored = unpack_backbone(spec, 96, packed)
+    assert restored.weights_hash == original.weights_hash
+    images = torch.from_numpy(np.stack([image[:96, :96] for image in pictures(2, 96)]))
+    assert torch.equal(restored(images), original(images))
+    again = restored.pack()
+    assert again.graph == packed.graph and set(again.tensors) == set(packed.tensors)
+    assert all(torch.equal(again.tensors[key], packed.tensors[key]) for key in packed.tensors)
+
+
+@pytest.fixture(scope="module")
+def bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Detector]:
+    recipe = Recipe(
+        name="small",
+        size=64,
+        backbone=BackboneSpec("deit_tiny_patch16_224", (1,)),
+        flow=FlowConfig(blocks=2, subnet="pointwise", hidden=8),
+        scoring=ScoringConfig("nll"),
+    )
+    weights = tmp_path_factory.mktemp("weights") / "deit.safetensors"
+    weights.write_bytes((shared / "weights/deit_tiny_patch16_224.safetensors").read_bytes())
+    detector = make_detector(recipe, weights=weights, weights_file=weights, bundle=True)
+    path = tmp_path_factory.mktemp("bundle") / "part.flaw"
+    detector.save(path)
+    weights.unlink()  # another machine
+    return path, detector
+
+
+def test_a_bundle_is_inspected_without_timm_network_and_weights(bundle: tuple[Path, Detector], tmp_path: Path) -> None:
+    path, detector = bundle
+    image = pictures(1)[0]
+    np.save(tmp_path / "image.npy", image)
+    code = (
+        "import socket, sys\n"
+        "for name in ('timm', 'torchvision', 'huggingface_hub'): sys.modules[name] = None\n"
+        "def refuse(*_, **__): raise AssertionError('the network was touched')\n"
+        "socket.socket.connect = refuse\n"
+        "import numpy as np\nfrom pathlib import Path\nfrom flawflow.detector import Detector\n"
+        f"found = Detector.load(Path({str(path)!r})).inspect(np.load({str(tmp_path / 'image.npy')!r}))\n"
+        "print(found[0].score.hex())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = detector.inspect(image)[0].score
+    assert float.fromhex(done.stdout.strip()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_bundle_saved_again_is_the_same_bytes(bundle: tuple[Path, Detector], tmp_path: Path) -> None:
+    path, _ = bundle
+    loaded = Detector.load(path)
+    assert loaded.bundle and not make_detector().bundle
+    loaded.weights_file = bundle[1].weights_file
+    loaded.save(tmp_path / "again.flaw")
+    assert (tmp_path / "again.flaw").read_bytes() == path.read_bytes()
+
+
+def _graph(nodes: list[Any], outputs: list[int]) -> str:
+    return json.dumps({"nodes": nodes, "outputs": outputs})
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "",
+        "[]",
+        "{}",
+        _graph([["from_file.default", ["/etc/passwd"], {}]], [1]),
+        _graph([["relu.no_such_kind", [{"node": 0}], {}]], [1]),
+        _graph([["relu.default", [{"node": 1}], {}]], [1]),
+        _graph([["relu.default", [{"tensor": "absent"}], {}]], [1]),
+        _graph([["relu.default", [{"code": "print()"}], {}]], [1]),
+        _graph([["__import__", ["os"], {}]], [1]),
+        _graph([["relu.default", [{"node": 0}], {}]], [7]),
+    ],
+)
+def test_a_damaged_or_foreign_graph_is_refused(graph: str) -> None:
+    with pytest.raises(WeightsError):
+        GraphLevels(graph, {})
+
+
+def test_a_bundle_with_parts_missing_is_refused(bundle: tuple[Path, Detector], tmp_path: Path) -> None:
+    tensors = load_file(bundle[0])
+    gone = next(name for name in tensors if name.startswith("backbone:weights.blocks.0"))
+    save_file(
+        {name: one for name, one in tensors.items() if name != gone}, tmp_path / "part.flaw", header_of(bundle[0])
+    )
+    with pytest.raises(WeightsError, match=r"blocks\.0"):
+        Detector.load(tmp_path / "part.flaw")
+
+
+class _Random(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images + torch.rand_like(images)]
+
+
+def test_a_network_that_cannot_be_recorded_is_refused() -> None:
+    with pytest.raises(OptionError, match="without --bundle"):
+        record_graph(_Random().eval(), 32)
