@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flawflow.cli import commands, main
+from flawflow.cli import main
 from flawflow.datasets.generated import write_product_line
 
 Captured = pytest.CaptureFixture[str]
@@ -39,14 +39,14 @@ def part(stone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unused(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make a function of the commands fail the test when it is called: the fault must be told before it."""
+def unused(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Make a function of a command fail the test when it is called: the fault must be told before it."""
 
-    def forbid(name: str) -> None:
+    def forbid(command: str, name: str) -> None:
         def called(*_: object, **__: object) -> None:
             raise AssertionError(f"{name} was reached before the fault was told")
 
-        monkeypatch.setattr(commands, name, called)
+        monkeypatch.setattr(f"flawflow.cli.commands.{command}.{name}", called)
 
     return forbid
 
@@ -66,10 +66,10 @@ def test_a_fit_that_could_not_be_saved_does_not_begin(
     stone: Path,
     tmp_path: Path,
     capsys: Captured,
-    unused: Callable[[str], None],
+    unused: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unused("fit_detector")
+    unused("fit", "fit_detector")
     file = tmp_path / "file.flaw"
     file.write_bytes(b"an older detector")
     output = {"folder": tmp_path, "below a file": file / "part.flaw", "read-only": file}[place]
@@ -82,10 +82,9 @@ def test_a_fit_that_could_not_be_saved_does_not_begin(
 
 @pytest.mark.parametrize("command", ["inspect", "evaluate", "benchmark"])
 def test_a_json_file_that_cannot_be_written_is_told_first(
-    command: str, part: Path, stone: Path, tmp_path: Path, capsys: Captured, unused: Callable[[str], None]
+    command: str, part: Path, stone: Path, tmp_path: Path, capsys: Captured, unused: Callable[[str, str], None]
 ) -> None:
-    for name in ("Detector", "measure", "run_benchmark"):
-        unused(name)
+    unused(command, "run_benchmark" if command == "benchmark" else "Detector")
     given = {
         "inspect": ["inspect", part, stone / "test"],
         "evaluate": ["evaluate", part, stone],
@@ -167,7 +166,7 @@ def test_an_error_of_the_system_is_one_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
-    monkeypatch.setattr(commands, "fit_detector", full)
+    monkeypatch.setattr("flawflow.cli.commands.fit.fit_detector", full)
     assert "No space left" in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALL)
 
 
@@ -177,7 +176,7 @@ def test_an_interruption_is_one_line(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "fit_detector", interrupt)
+    monkeypatch.setattr("flawflow.cli.commands.fit.fit_detector", interrupt)
     capsys.readouterr()
     assert main(["fit", str(stone), "-o", str(tmp_path / "x.flaw"), *SMALL]) == 130
     assert capsys.readouterr().err.count("\n") == 1

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from flawflow.cli.parser import build_parser
 from flawflow.errors import FlawflowError
@@ -18,9 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_streams()
     try:
         # Imported here, so that --help answers before the heavy libraries are loaded.
-        from flawflow.cli import commands
-
-        code = int(getattr(commands, arguments.command)(arguments))
+        command = import_module(f"flawflow.cli.commands.{arguments.command}")
+        code = int(command.run(arguments))
         # Here, where a reader that has gone away can still be noticed.
         sys.stdout.flush()
         return code

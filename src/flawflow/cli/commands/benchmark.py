@@ -1,0 +1,40 @@
+"""`flawflow benchmark`."""
+
+import argparse
+import sys
+
+from flawflow.benchmark import run_benchmark
+from flawflow.cli.common import check_output, chosen_recipe, say, store_options, table
+from flawflow.errors import OptionError
+from flawflow.files import writable_folder
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fit and evaluate the categories of a dataset."""
+    if arguments.seeds < 1:
+        raise OptionError(f"--seeds is {arguments.seeds}: expected at least 1")
+    if arguments.json is not None:
+        check_output(arguments.json)
+    if arguments.output is not None:
+        writable_folder(arguments.output)
+    names = [name.strip() for name in (arguments.categories or "").split(",")]
+    wanted = list(dict.fromkeys(name for name in names if name)) or None
+    results, faults = run_benchmark(
+        arguments.dataset,
+        arguments.root,
+        chosen_recipe(arguments),
+        categories=wanted,
+        seeds=arguments.seeds,
+        weights=arguments.weights,
+        shots=arguments.shots,
+        device=arguments.device,
+        store=store_options(arguments),
+        select_on_test=arguments.select_on_test,
+        json_path=arguments.json,
+        report=arguments.output,
+        say=say,
+    )
+    print(table(results["categories"] | ({"mean": results["mean"]} if results["mean"] else {})))
+    for fault in faults:
+        print(f"flawflow: {fault}", file=sys.stderr)
+    return 2 if faults else 0

@@ -1,0 +1,106 @@
+"""`flawflow inspect`."""
+
+import argparse
+import csv
+import io
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from flawflow.cli.common import check_output
+from flawflow.detector import Detector, Inspection
+from flawflow.errors import FlawflowError, InputError
+from flawflow.evaluation import write_json
+from flawflow.files import atomic_write, list_images, writable_folder
+from flawflow.images import read_image, write_image
+from flawflow.report import overlay
+from flawflow.types import Image
+
+_BATCH = 8
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Images → scores, p-values and overlays. An unreadable image is reported and the others go on."""
+    if arguments.output is not None:
+        writable_folder(arguments.output)
+    if arguments.json is not None:
+        check_output(arguments.json)
+    files = _files(arguments.images, arguments.output)
+    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = []
+    print(f"{'score':>12} {'p-value':>8}  image")
+    for group in _read_groups(files):
+        faults += [str(image) for _, image in group if isinstance(image, FlawflowError)]
+        readable = [(file, image) for file, image in group if not isinstance(image, FlawflowError)]
+        found = detector.inspect([image for _, image in readable])
+        for (file, image), result in zip(readable, found, strict=True):
+            rows.append({"image": str(file), "score": result.score, "p_value": result.p_value})
+            print(f"{result.score:12.5g} {result.p_value:8.4f}  {file}")
+            if arguments.output is not None:
+                name = f"{len(rows) - 1:04d}-{file.stem}.png"
+                write_image(arguments.output / name, _drawn(detector, image, result))
+                rows[-1]["overlay"] = name
+    if arguments.output is not None:
+        atomic_write(arguments.output / "table.csv", _csv(rows))
+        print(f"overlays and table.csv in {arguments.output}")
+    if arguments.json is not None:
+        write_json(arguments.json, {"detector": str(arguments.detector), "images": rows, "unreadable": faults})
+    for fault in faults:
+        print(f"flawflow: {fault}", file=sys.stderr)
+    return 2 if faults else 0
+
+
+def _files(paths: list[Path], output: Path | None) -> list[Path]:
+    """The image files named, and those in the folders named, but for the overlays of an earlier run."""
+    files: list[Path] = []
+    for path in paths:
+        found = list_images(path, recursive=True) if path.is_dir() else (path,)
+        if output is not None and path.is_dir():
+            found = tuple(file for file in found if output.resolve() not in file.resolve().parents)
+        if not found:
+            raise InputError(f"{path} holds no images: expected .png, .jpg, .bmp, .tif or .webp files")
+        files += found
+    return files
+
+
+def _read_groups(files: list[Path]) -> Iterator[list[tuple[Path, Image | FlawflowError]]]:
+    """Batches of images, or the errors in place of them; the next batch is decoded while one is inspected."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[list[tuple[Path, Future[Image | FlawflowError]]]] = deque()
+        for start in range(0, len(files), _BATCH):
+            waiting.append([(file, pool.submit(_try_read, file)) for file in files[start : start + _BATCH]])
+            if len(waiting) > 1:
+                yield [(file, future.result()) for file, future in waiting.popleft()]
+        for group in waiting:
+            yield [(file, future.result()) for file, future in group]
+
+
+def _try_read(file: Path) -> Image | FlawflowError:
+    try:
+        return read_image(file)
+    except FlawflowError as error:
+        return error
+
+
+def _drawn(detector: Detector, image: Image, found: Inspection) -> Image:
+    """The overlay: what exceeds the held-out good images begins to glow."""
+    high = detector.calibration.map_high
+    height, width = image.shape[:2]
+    enlarged = cv2.resize(found.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
+    return overlay(image, np.asarray(enlarged, np.float32), high, 2 * high - detector.calibration.map_median)
+
+
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ("image", "score", "p_value", "overlay"))
+    writer.writeheader()
+    writer.writerows(rows)
+    # A file's name may hold bytes that are no text; they are written as they are.
+    return text.getvalue().encode(errors="surrogateescape")

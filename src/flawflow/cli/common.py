@@ -1,0 +1,79 @@
+"""What several commands share: outputs checked first, options turned into recipes, numbers as text."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flawflow.backbones import default_spec
+from flawflow.errors import OptionError, OutputError
+from flawflow.files import writable_folder
+from flawflow.fitting import StoreOptions
+from flawflow.recipe import Recipe, named_recipe
+
+_LARGEST_STORE = 1e9  # gigabytes
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The numbers as text, one line a category."""
+    keys = ("image_auroc", "pixel_auroc", "aupro", "image_ap", "image_f1_max", "fit_seconds", "inspect_ms")
+    lines = [f"{'category':<16}" + "".join(f"{key:>13}" for key in keys)]
+    for name, row in results.items():
+        cells = [row.get(key) for key in keys]
+        digits = [1 if key in ("fit_seconds", "inspect_ms") else 4 for key in keys]
+        texts = ["–" if cell is None else f"{cell:.{d}f}" for cell, d in zip(cells, digits, strict=True)]
+        label = "  (epoch chosen on test images)" if row.get("selected_on_test") else ""
+        lines.append(f"{name:<16}" + "".join(f"{text:>13}" for text in texts) + label)
+    return "\n".join(lines)
+
+
+def check_output(path: Path) -> None:
+    """Before the long work: the result can be written. Raises OutputError where it cannot."""
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write {path}: the file is read-only; choose another name or change its permissions")
+    writable_folder(path.parent)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def parse_changes(settings: list[str]) -> dict[str, str]:
+    for text in settings:
+        if "=" not in text:
+            raise OptionError(f"--set {text}: expected KEY=VALUE, e.g. --set training.epochs=20")
+    return dict(text.split("=", 1) for text in settings)
+
+
+def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
+    recipe = named_recipe(arguments.recipe)
+    changes = parse_changes(arguments.settings)
+    if arguments.backbone and arguments.backbone != recipe.backbone.name:
+        spec = asdict(default_spec(arguments.backbone))
+        changes = {f"backbone.{name}": json.dumps(value) for name, value in spec.items()} | changes
+    if arguments.versions is not None:
+        changes["versions"] = str(arguments.versions)
+    return change_recipe(recipe, changes)
+
+
+def change_recipe(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+    """The recipe with its settings changed; none of them may be one that is then ignored."""
+    changed = recipe.change(changes)
+    ignored = [key for key in changes if key.startswith("synthesis.nsa.")]
+    if ignored and changed.automatic_synthesis:
+        raise OptionError(
+            f"--set {ignored[0]} has no effect while these numbers are found from the images: add "
+            "--set automatic_synthesis=false (flawflow synthesize prints the numbers found, to start from)"
+        )
+    return changed
+
+
+def store_options(arguments: argparse.Namespace) -> StoreOptions:
+    if not 0 < arguments.store_limit <= _LARGEST_STORE:
+        raise OptionError(f"--store-limit is {arguments.store_limit}: expected a positive number of gigabytes")
+    return StoreOptions(arguments.store, arguments.store_limit, not arguments.no_store)
