@@ -6,35 +6,78 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta
 
-from flawflow.calibration import normals_needed, p_value, threshold
+from flawflow.calibration import Budget, decide, normals_needed, p_value, smallest_rate
 from flawflow.errors import InputError, OptionError
 
 few = settings(max_examples=60, deadline=None)
 scores = st.lists(st.integers(-5, 5).map(lambda n: n / 2), max_size=40)
+confidences = st.sampled_from([None, 0.5, 0.9, 0.99])
 rates = st.sampled_from([0.005, 0.01, 0.05, 0.07, 0.1, 0.29, 0.5, 0.9])
 
 
 @few
 @given(scores, rates, st.floats(-4, 4))
 def test_threshold_and_p_value_decide_alike(normals, rate, score) -> None:
-    level = threshold(normals, rate)
+    found = decide(normals, Budget(rate, None))
     # The promise compares whole counts, p · (n + 1) ≤ rate · (n + 1); 1e-9 absorbs binary fractions.
-    by_p_value = p_value(score, normals) <= rate + 1e-9
-    assert by_p_value == (level is not None and score > level)
+    if found.kept:
+        assert (p_value(score, normals) <= rate + 1e-9) == (score > found.threshold)
 
 
 @few
-@given(scores, rates)
-def test_threshold_needs_enough_normals(normals, rate) -> None:
-    assert (threshold(normals, rate) is None) == (len(normals) < normals_needed(rate))
+@given(scores, rates, confidences)
+def test_too_few_normals_are_told_and_promise_what_they_can(normals, rate, confidence) -> None:
+    budget = Budget(rate, confidence)
+    found = decide(normals, budget)
+    assert found.normals == len(normals) and found.needed == normals_needed(budget)
+    assert found.kept == (len(normals) >= found.needed)
+    assert found.promised == (rate if found.kept else pytest.approx(smallest_rate(len(normals), confidence)))
+    if not found.kept:
+        assert found.threshold == max(normals, default=math.inf)
+        assert found.promised > rate
 
 
 @few
-@given(scores, rates, rates)
-def test_a_stricter_promise_never_lowers_the_threshold(normals, rate, other) -> None:
-    strict, loose = threshold(normals, min(rate, other)), threshold(normals, max(rate, other))
-    assert strict is None or (loose is not None and strict >= loose)
+@given(st.integers(1, 3000), confidences)
+def test_the_smallest_rate_needs_just_these_normals(count, confidence) -> None:
+    rate = smallest_rate(count, confidence)
+    assert normals_needed(Budget(rate * (1 + 1e-9), confidence)) <= count
+    assert normals_needed(Budget(rate * (1 - 1e-6), confidence)) > count
+
+
+@few
+@given(scores, rates, rates, confidences)
+def test_a_stricter_promise_never_lowers_the_threshold(normals, rate, other, confidence) -> None:
+    strict, loose = (decide(normals, Budget(r, confidence)) for r in (min(rate, other), max(rate, other)))
+    assert strict.threshold >= loose.threshold
+    surer = decide(normals, Budget(rate, 0.99))
+    assert surer.threshold >= decide(normals, Budget(rate, 0.6)).threshold
+
+
+@few
+@given(st.integers(1, 400), rates, st.sampled_from([0.5, 0.9, 0.99]))
+def test_tolerance_bounds_equal_those_of_the_beta_distribution(count, rate, confidence) -> None:
+    found = decide(np.arange(1, count + 1), Budget(rate, confidence))
+    ranks = [k for k in range(1, count + 1) if beta.cdf(rate, count - k + 1, k) >= confidence]
+    assert found.kept == bool(ranks)
+    assert found.threshold == (min(ranks) if ranks else count)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_tolerance_bound_is_kept_as_often_as_claimed(ties: bool) -> None:
+    rng = np.random.default_rng(3)
+    kept = []
+    for _ in range(3000):
+        normals = rng.random(120)
+        normals = np.round(normals, 1) if ties else normals
+        level = decide(normals, Budget(0.05, 0.9)).threshold
+        above = (np.round(np.linspace(0, 1, 2001), 1) > level).mean() if ties else 1 - level
+        kept.append(above <= 0.05)
+    assert np.mean(kept) >= 0.9 - 4 * math.sqrt(0.09 / 3000)
+    if not ties:  # 0.9 is claimed, and the order statistics are discrete
+        assert np.mean(kept) <= 0.97
 
 
 @few
@@ -51,19 +94,19 @@ def test_false_alarms_keep_the_promise(rate: float, ties: bool) -> None:
     draws, count = 20_000, 59
     samples = rng.lognormal(size=(draws, count + 1))
     samples = np.round(samples, 1) if ties else samples
-    alarms = [row[-1] > level for row in samples if (level := threshold(row[:-1], rate)) is not None]
+    alarms = [row[-1] > decide(row[:-1], Budget(rate, None)).threshold for row in samples]
     expected = math.floor(rate * (count + 1) + 1e-9) / (count + 1)
     slack = 4 * math.sqrt(rate * (1 - rate) / draws)
-    assert len(alarms) == draws
     assert np.mean(alarms) <= expected + slack
     if not ties:  # no smaller threshold would do
         assert np.mean(alarms) >= expected - slack
 
 
 def test_normals_needed_counts_in_decimals() -> None:
-    assert [normals_needed(rate) for rate in (0.5, 0.1, 0.05, 0.01, 0.001)] == [1, 9, 19, 99, 999]
-    assert threshold(np.arange(99.0), 0.01) == 98.0
-    assert threshold(np.arange(99.0), 0.29) == 70.0  # 29 of 100, though 0.29 * 100 < 29 in binary
+    assert [normals_needed(Budget(rate, None)) for rate in (0.5, 0.1, 0.05, 0.01, 0.001)] == [1, 9, 19, 99, 999]
+    assert [normals_needed(Budget(rate, 0.9)) for rate in (0.1, 0.01, 0.001)] == [22, 230, 2302]
+    assert decide(np.arange(99.0), Budget(0.01, None)).threshold == 98.0
+    assert decide(np.arange(99.0), Budget(0.29, None)).threshold == 70.0  # 29 of 100, though 0.29 * 100 < 29 in binary
 
 
 def test_float32_scores_compare_exactly() -> None:
@@ -74,17 +117,18 @@ def test_float32_scores_compare_exactly() -> None:
 
 def test_without_normals_nothing_is_rare() -> None:
     assert p_value(1e9, []) == 1.0
-    assert threshold([], 0.1) is None
+    assert decide([], Budget(0.1)).threshold == math.inf
+    assert decide([], Budget(0.1)).promised == 1.0
 
 
 def test_bad_input_is_refused() -> None:
     for rate in (0.0, 1.0, -0.1, float("nan")):
         with pytest.raises(OptionError, match="rate"):
-            threshold([1.0], rate)
-        with pytest.raises(OptionError, match="rate"):
-            normals_needed(rate)
+            Budget(rate)
+        with pytest.raises(OptionError, match="confidence"):
+            Budget(0.1, rate)
     with pytest.raises(InputError, match="finite"):
-        threshold([1.0, float("nan")], 0.5)
+        decide([1.0, float("nan")], Budget(0.5))
     with pytest.raises(InputError, match="row"):
         p_value(1.0, np.zeros((2, 2)))
     with pytest.raises(InputError, match="score"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from flawflow import __version__
 from flawflow.backbones import BackboneSpec, build_backbone
+from flawflow.calibration import Budget, decide
 from flawflow.detector import Calibration, Detector, calibrate, resolve_device, score_images
 from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputError, WeightsError
 from flawflow.flow import Flow, FlowConfig
@@ -35,7 +36,7 @@ PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_
 def make_detector(recipe: Recipe = RECIPE, weights: Path | None = None, **more: Any) -> Detector:
     backbone = build_backbone(recipe.backbone, recipe.size, weights)
     flow = Flow(backbone.channels, recipe.flow, 5, backbone.grid)
-    calibration = Calibration((0.25, 1 / 3, 1e6), -0.1, 2e5, 0.7)
+    calibration = Calibration((0.25, 1 / 3, 1e6), (0.5, 2 / 3, 2e6), -0.1, 2e5, 0.7, Budget(0.3, None))
     return Detector(recipe, backbone, flow, calibration, PROVENANCE, **more)
 
 
@@ -93,7 +94,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "2"
+    assert header["format"] == "flawflow detector" and header["version"] == "3"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -133,7 +134,7 @@ def test_the_size_of_the_batch_does_not_matter(detector: Detector) -> None:
 @given(normals=st.lists(st.floats(-1e4, 1e4), max_size=20), seed=st.integers(0, 50))
 def test_p_values_are_conformal(normals: list[float], seed: int) -> None:
     detector = make_detector()
-    detector.calibration = Calibration(tuple(sorted(normals)), 0.0, 1.0)
+    detector.calibration = Calibration(tuple(sorted(normals)), (), 0.0, 1.0)
     result = detector.inspect(pictures(1, seed=seed)[0])[0]
     higher = sum(score >= result.score for score in normals)
     assert result.p_value == pytest.approx((1 + higher) / (len(normals) + 1))
@@ -145,6 +146,7 @@ def test_calibration_scores_good_images_as_inspection_does(detector: Detector) -
     found = calibrate(detector.backbone, detector.flow, RECIPE, images, CPU, detector.calibration.level_limit)
     scores = sorted(detector.inspect(image)[0].score for image in images)
     assert list(found.image_scores) == scores
+    assert list(found.map_peaks) == sorted(float(detector.inspect(image)[0].anomaly_map.max()) for image in images)
     assert found.map_median < found.map_high
 
 
@@ -187,8 +189,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "3", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 2"):
+    for version in ("1", "2", "4", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 3"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 
@@ -291,3 +293,12 @@ def test_cuda_answers_as_the_cpu_does(file: Path) -> None:
     here, there = Detector.load(file, device="cpu"), Detector.load(file, device="cuda")
     for one, other in zip(here.inspect(pictures(3)), there.inspect(pictures(3)), strict=True):
         assert np.allclose(one.anomaly_map, other.anomaly_map, rtol=1e-2, atol=1e-2 * np.abs(one.anomaly_map).max())
+
+
+@pytest.mark.parametrize("budget", [None, Budget(0.3, None), Budget(0.9, 0.5)])
+def test_verdicts_follow_the_budget(detector: Detector, budget: Budget | None) -> None:
+    asked = budget or detector.calibration.budget
+    assert detector.decision(budget) == decide(detector.calibration.image_scores, asked)
+    assert detector.outline(budget) == decide(detector.calibration.map_peaks, asked)
+    for one in detector.inspect(pictures(4), budget):
+        assert one.is_defective == (one.score > detector.decision(budget).threshold)

@@ -1,14 +1,18 @@
 """From scores of normal images to a decision with a promised false-alarm rate; pure functions.
 
-Split conformal prediction: when the calibration images were not trained on and are exchangeable with the
-normal images to come, the promises below hold for any detector and any distribution of its scores, with
-no fitted distribution. They hold on average over the draw of the calibration images: with few images the
-rate of one draw scatters around the promise (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random
-World", 2005; Lei et al., "Distribution-Free Predictive Inference for Regression", JASA 2018, theorem 2).
+When the calibration images were not trained on and are exchangeable with the normal images to come, the promises
+below hold for any detector and any distribution of its scores, with no fitted distribution. There are two kinds.
+Split conformal prediction keeps the rate on average over the draw of the calibration images: with few of them the
+rate of one draw scatters around the promise (Vovk, Gammerman & Shafer, "Algorithmic Learning in a Random World",
+2005; Lei et al., "Distribution-Free Predictive Inference for Regression", JASA 2018, theorem 2). A tolerance bound
+keeps it for this very draw, with a stated confidence (Wilks, "Determination of Sample Sizes for Setting Tolerance
+Limits", Annals of Mathematical Statistics 1941; Vovk, "Conditional Validity of Inductive Conformal Predictors",
+2012).
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -41,39 +45,106 @@ def p_value(score: float, normal_scores: Scores) -> float:
     return (1 + int(np.count_nonzero(normals >= score))) / (normals.size + 1)
 
 
-def threshold(normal_scores: Scores, false_alarm_rate: float) -> float | None:
-    """The smallest threshold whose false-alarm probability is promised to stay within the rate.
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often a good image may be called defective.
 
-    An image is defective when its score is **greater** than the threshold; for distinct or tied scores
-    alike that is the same decision as ``p_value(score, normal_scores) <= false_alarm_rate``. It is the
-    k-th smallest normal score, k = n + 1 − floor(rate · (n + 1)).
+    Attributes:
+        rate: false alarms per good image, in (0, 1).
+        confidence: probability, over the draw of the calibration images, that the rate is kept (a tolerance bound);
+            None = the rate is kept on average over that draw (split conformal).
+    """
+
+    rate: float = 0.01
+    confidence: float | None = 0.9
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for a rate or a confidence that is not between 0 and 1."""
+        _exact(self.rate)
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise OptionError(f"confidence {self.confidence}: expected a number between 0 and 1, such as 0.9")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Where the line lies, and what it promises.
+
+    Attributes:
+        threshold: an image is defective when its score is **greater**; infinite without calibration images.
+        budget: what was asked for.
+        promised: the rate that is promised with the budget's confidence: the budget's own, or, with too few
+            calibration images, the smallest that they allow.
+        normals: how many calibration images there are.
+        needed: how many the budget needs at least.
+    """
+
+    threshold: float
+    budget: Budget
+    promised: float
+    normals: int
+    needed: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the budget can be promised with these calibration images."""
+        return self.normals >= self.needed
+
+
+def decide(normal_scores: Scores, budget: Budget) -> Decision:
+    """The smallest threshold that keeps the budget; with too few normal images, the highest of their scores.
 
     Args:
-        normal_scores: (n,) scores of normal images that the detector did not learn from.
-        false_alarm_rate: promised probability, in (0, 1), that a new normal image is called defective.
-
-    Returns:
-        The threshold, or None where n < ``normals_needed(false_alarm_rate)``: no finite threshold can
-        then keep the promise.
+        normal_scores: (n,) scores of normal images that the detector did not learn from; n may be 0.
+        budget: the false-alarm rate, and how sure it is to be.
 
     Raises:
         InputError: a score is not finite, or ``normal_scores`` is not one row of numbers.
-        OptionError: the rate is out of range.
     """
-    normals = _checked(normal_scores)
-    allowed = math.floor(_exact(false_alarm_rate) * (normals.size + 1))
-    if allowed < 1:
-        return None
-    return float(np.sort(normals)[normals.size - allowed])
+    normals = np.sort(_checked(normal_scores))
+    count, needed = normals.size, normals_needed(budget)
+    if not count:
+        return Decision(math.inf, budget, 1.0, 0, needed)
+    if count < needed:
+        return Decision(float(normals[-1]), budget, smallest_rate(count, budget.confidence), count, needed)
+    return Decision(float(normals[count - 1 - _passed(count, budget)]), budget, budget.rate, count, needed)
 
 
-def normals_needed(false_alarm_rate: float) -> int:
-    """How many normal images a threshold for this rate needs at least: ceil(1 / rate) − 1.
+def normals_needed(budget: Budget) -> int:
+    """How many calibration images a budget needs at least.
 
-    Raises:
-        OptionError: the rate is out of range.
+    On average over their draw ceil(1 / rate) − 1; with confidence c the smallest n with (1 − rate)^n ≤ 1 − c.
     """
-    return math.ceil(1 / _exact(false_alarm_rate)) - 1
+    if budget.confidence is None:
+        return math.ceil(1 / _exact(budget.rate)) - 1
+    return math.ceil(math.log1p(-budget.confidence) / math.log1p(-budget.rate) - 1e-9)
+
+
+def smallest_rate(count: int, confidence: float | None) -> float:
+    """The smallest rate that ``count`` calibration images can promise: the inverse of `normals_needed`; 1 for none."""
+    if count == 0:
+        return 1.0
+    if confidence is None:
+        return 1 / (count + 1)
+    return -math.expm1(math.log1p(-confidence) / count)
+
+
+def _passed(count: int, budget: Budget) -> int:
+    """How many of the calibration scores may lie above the threshold.
+
+    On average over the draw, r with (r + 1) / (n + 1) ≤ rate. With confidence c, r with P(Bin(n, rate) ≤ r) ≤ 1 − c:
+    the rate above the r + 1st highest of n scores follows, at worst, the distribution Beta(r + 1, n − r).
+    """
+    if budget.confidence is None:
+        return math.floor(_exact(budget.rate) * (count + 1)) - 1
+    log_hit, log_miss = math.log(budget.rate), math.log1p(-budget.rate)
+    total, passed = 0.0, -1
+    for r in range(count):
+        ways = math.lgamma(count + 1) - math.lgamma(r + 1) - math.lgamma(count - r + 1)
+        total += math.exp(ways + r * log_hit + (count - r) * log_miss)
+        if total > 1 - budget.confidence + 1e-12:
+            break
+        passed = r
+    return max(passed, 0)
 
 
 def _exact(rate: float) -> Fraction:

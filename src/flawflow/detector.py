@@ -2,32 +2,27 @@
 
 import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
+from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import Backbone, PackedBackbone, build_backbone, unpack_backbone
-from flawflow.calibration import p_value
+from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, OptionError, WeightsError
 from flawflow.features import shifted, views
-from flawflow.files import atomic_write
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe
 from flawflow.scoring import enlarge, image_scores, location_scores, smooth
 from flawflow.types import AnomalyMap, Image
 
-FORMAT = "flawflow detector"
-FORMAT_VERSION = 2
 _GROUP = 8
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -49,29 +44,41 @@ class Inspection:
     Attributes:
         score: the raw image score, higher = more anomalous; nats for the score ``nll``; never clipped.
         p_value: share of normal images that would score as high, in (0, 1]: conformal, from held-out good images.
+        is_defective: the verdict: whether the score is above the threshold of the false-alarm budget.
         anomaly_map: float32 (size, size), higher = more anomalous, in the units of the score.
     """
 
     score: float
     p_value: float
+    is_defective: bool
     anomaly_map: AnomalyMap
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What held-out good images scored, for p-values and for the colours of a heat map.
+    """What held-out good images scored, for p-values, verdicts and the colours of a heat map.
 
     Attributes:
         image_scores: one score a held-out image, ascending.
+        map_peaks: the highest value of each of their maps, ascending.
         map_median, map_high: median and 99.9 % quantile of their map values.
         level_limit: the highest level of a training image, see `scoring.image_scores`; None = scores have no level.
             Of a training image, because what calibrates the scores must not enter into them.
+        budget: the false-alarm budget that verdicts keep unless another one is named.
     """
 
     image_scores: tuple[float, ...]
+    map_peaks: tuple[float, ...]
     map_median: float
     map_high: float
     level_limit: float | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Calibration":
+        """Read back what `asdict` gave. Raises TypeError or OptionError for what does not fit."""
+        rows = {name: tuple(values[name]) for name in ("image_scores", "map_peaks")}
+        return Calibration(**{**values, **rows, "budget": Budget(**values["budget"])})
 
 
 class Detector:
@@ -110,8 +117,20 @@ class Detector:
         """Where the flow and the backbone compute."""
         return next(self.flow.parameters(), torch.empty(0)).device
 
-    def inspect(self, images: Sequence[Image | Path] | Image | Path) -> list[Inspection]:
+    def decision(self, budget: Budget | None = None) -> Decision:
+        """The threshold of the image score, and what it promises; None = the detector's own budget."""
+        return decide(self.calibration.image_scores, budget or self.calibration.budget)
+
+    def outline(self, budget: Budget | None = None) -> Decision:
+        """The threshold of the map: with the budget's rate at most, a good image has any place above it."""
+        return decide(self.calibration.map_peaks, budget or self.calibration.budget)
+
+    def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
         """Inspect one image or several, each an RGB array uint8 (H, W, 3) of any size or a file.
+
+        Args:
+            images: what to inspect.
+            budget: the false-alarm budget of the verdicts; None = the detector's own.
 
         Raises:
             ImageError: a file cannot be read, or an array is not an RGB image.
@@ -126,8 +145,10 @@ class Detector:
         maps = torch.cat([self.score_maps(arrays[i : i + _GROUP]) for i in range(0, len(arrays), _GROUP)])
         scores = self.image_scores(maps).tolist()
         normals = np.asarray(self.calibration.image_scores)
+        line = self.decision(budget).threshold
         return [
-            Inspection(score, p_value(score, normals), one) for score, one in zip(scores, maps.numpy(), strict=True)
+            Inspection(score, p_value(score, normals), score > line, one)
+            for score, one in zip(scores, maps.numpy(), strict=True)
         ]
 
     def score_maps(self, images: Sequence[Image]) -> Tensor:
@@ -145,8 +166,6 @@ class Detector:
         """
         packed = self.backbone.pack() if self.bundle else None
         header = {
-            "format": FORMAT,
-            "version": str(FORMAT_VERSION),
             "recipe": json.dumps(self.recipe.to_dict()),
             "backbone": json.dumps(
                 {
@@ -156,21 +175,14 @@ class Detector:
                     "weights_file": str(self.weights_file.resolve()) if self.weights_file else None,
                 }
             ),
-            "calibration": json.dumps(
-                {
-                    "image_scores": self.calibration.image_scores,
-                    "map_median": self.calibration.map_median,
-                    "map_high": self.calibration.map_high,
-                    "level_limit": self.calibration.level_limit,
-                }
-            ),
+            "calibration": json.dumps(asdict(self.calibration)),
             "provenance": json.dumps(self.provenance),
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.flow.state_dict().items()}
         if packed is not None:
             header["bundle"] = json.dumps({"graph": packed.graph, "norm": packed.norm})
             tensors |= {_BUNDLED + name: value for name, value in packed.tensors.items()}
-        atomic_write(path, _with_header(tensors, header))
+        write_artefact(path, tensors, header)
 
     @staticmethod
     def load(path: Path, weights: Path | None = None, device: DeviceName = "auto") -> "Detector":
@@ -185,7 +197,7 @@ class Detector:
             DetectorFileError: the file is missing, truncated, foreign or of another version.
             WeightsError: the backbone's weights are missing or other ones than at the fit.
         """
-        header, tensors = _read(path)
+        header, tensors = read_artefact(path)
         try:
             recipe = Recipe.from_dict(json.loads(header["recipe"]))
             about = json.loads(header["backbone"])
@@ -194,12 +206,11 @@ class Detector:
             sha256, weights_file = about["sha256"], about["weights_file"]
             flow = Flow(about["channels"], recipe.flow, 0, tuple(about["grid"]))
             flow.load_state_dict({name: one for name, one in tensors.items() if not name.startswith(_BUNDLED)})
-            calibration["image_scores"] = tuple(calibration["image_scores"])
-            known = Calibration(**calibration)
+            known = Calibration.from_dict(calibration)
             packed = _packed(header, tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as cause:
             raise DetectorFileError(
-                f"{path} is a detector file with contents that do not fit together ({_first_line(cause)}): "
+                f"{path} is a detector file with contents that do not fit together ({first_line(cause)}): "
                 "fit the detector again"
             ) from cause
         file = weights
@@ -254,50 +265,15 @@ def calibrate(
 ) -> Calibration:
     """Score held-out good images that have the input size, just as inspection will."""
     scores: list[float] = []
+    peaks: list[float] = []
     values: list[NDArray[np.float32]] = []
     for image in images:
         maps = score_images(backbone, flow, recipe, [image], device)
         scores += _image_scores(maps, recipe, level_limit).tolist()
+        peaks.append(float(maps.max()))
         values.append(maps[:, ::4, ::4].numpy().ravel())
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-    return Calibration(tuple(sorted(scores)), median, high, level_limit)
-
-
-def _with_header(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """The safetensors file, its header sorted: equal detectors are then equal bytes."""
-    data = save({name: value.clone() for name, value in tensors.items()}, dict(header))
-    end = 8 + struct.unpack("<Q", data[:8])[0]
-    text = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[end:]
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        data = path.read_bytes()
-    except OSError as cause:
-        raise DetectorFileError(
-            f"the detector file {path} cannot be read ({cause.strerror}): name a file that 'flawflow fit' wrote"
-        ) from cause
-    try:
-        tensors = load(data)
-        length = struct.unpack("<Q", data[:8])[0]
-        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, struct.error) as cause:
-        raise DetectorFileError(
-            f"{path} is not a whole detector file ({len(data)} bytes, {_first_line(cause)}): it is truncated or of "
-            "another kind; copy it again or fit the detector again"
-        ) from cause
-    if header.get("format") != FORMAT:
-        raise DetectorFileError(
-            f"{path} is a safetensors file, but not a detector: name a file that 'flawflow fit' wrote"
-        )
-    if header.get("version") != str(FORMAT_VERSION):
-        raise DetectorFileError(
-            f"{path} is a detector file of version {header.get('version')}, this flawflow reads version "
-            f"{FORMAT_VERSION}: use the flawflow that wrote it, or fit the detector again"
-        )
-    return header, tensors
+    return Calibration(tuple(sorted(scores)), tuple(sorted(peaks)), median, high, level_limit)
 
 
 def _packed(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> PackedBackbone | None:
@@ -318,7 +294,3 @@ def _remembered(file: str | None, name: str) -> Path | None:
             "name the file with --weights"
         )
     return Path(file)
-
-
-def _first_line(cause: BaseException) -> str:
-    return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
