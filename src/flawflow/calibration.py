@@ -11,7 +11,8 @@ Limits", Annals of Mathematical Statistics 1941; Vovk, "Conditional Validity of 
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -128,6 +129,110 @@ def smallest_rate(count: int, confidence: float | None) -> float:
     return -math.expm1(math.log1p(-confidence) / count)
 
 
+def promise(decision: Decision) -> str:
+    """What a decision promises, for people: the rate, how surely, from how many good images, how many are missing."""
+    budget, count = decision.budget, decision.normals
+    how = "on average" if budget.confidence is None else f"with {_percent(budget.confidence)} confidence"
+    wanted = (
+        f"the {_percent(budget.rate)} asked for, {how}, need {decision.needed} good images, "
+        f"{decision.needed - count} more than there are (flawflow calibrate adds them)"
+    )
+    if not count:
+        return f"nothing can be promised without held-out good images; {wanted}"
+    rate = _percent(budget.rate) if decision.kept else _percent_up(decision.promised)
+    made = f"at most {rate} false alarms, {how}, from {count} held-out good image{'s' * (count != 1)}"
+    return made if decision.kept else f"{made}; {wanted}"
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.6g} %"
+
+
+def _percent_up(share: float) -> str:
+    """Three digits, rounded up, so that no digit promises too much."""
+    step = 10 ** (math.floor(math.log10(share * 100)) - 2)
+    return f"{math.ceil(share * 100 / step - 1e-6) * step:.6g} %"
+
+
+def parse_rate(text: str) -> float:
+    """A false-alarm rate as people write it: ``1/1000``, ``0.001`` or ``0.1%``.
+
+    Raises:
+        OptionError: the text is no number, or not between 0 and 1.
+    """
+    rate = _number(text)
+    if rate is None or not 0 < rate < 1 or not 0 < float(rate) < 1:
+        raise OptionError(
+            f"--false-alarms {text}: expected a rate between 0 and 1, written as 1/1000, 0.001 or 0.1% (false alarms "
+            "per good image)"
+        )
+    return float(rate)
+
+
+def parse_confidence(text: str) -> float | None:
+    """How sure a promise is to be, ``0.9`` or ``90%``; None for ``average``: kept on average (split conformal).
+
+    Raises:
+        OptionError: the text is neither ``average`` nor a number between 0 and 1.
+    """
+    if text.strip().lower() == "average":
+        return None
+    confidence = _number(text)
+    if confidence is None or not 0 < confidence < 1 or not 0 < float(confidence) < 1:
+        raise OptionError(f"--confidence {text}: expected a number between 0 and 1 such as 0.9, or 'average'")
+    return float(confidence)
+
+
+def _number(text: str) -> Fraction | None:
+    """The text as an exact number, with ``%`` as a hundredth; None where it is none."""
+    digits = text.strip()
+    scale = 100 if digits.endswith("%") else 1
+    digits = digits.removesuffix("%").strip()
+    # A longer text, or an exponent, would be a number of millions of digits and no rate.
+    if len(digits) > 40 or not re.fullmatch(r"\d+/\d+|\d*\.?\d+(e-\d{1,2})?|\d+\.", digits, re.IGNORECASE | re.ASCII):
+        return None
+    parts = digits.split("/")
+    return None if len(parts) == 2 and not int(parts[1]) else Fraction(digits) / scale
+
+
+def share_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share of which ``count`` of ``total`` were seen (Clopper & Pearson, Biometrika 1934).
+
+    It holds the true share with at least the confidence, whatever the share; (0, 1) where nothing was seen.
+
+    Raises:
+        OptionError: not 0 ≤ count ≤ total, or the confidence is not between 0 and 1.
+    """
+    if not 0 <= count <= total or not 0 < confidence < 1:
+        raise OptionError(f"{count} of {total} with confidence {confidence}: expected 0 ≤ count ≤ total and (0, 1)")
+    tail = (1 - confidence) / 2
+    low = 0.0 if count == 0 else _solve(lambda share: 1 - _at_most(count - 1, total, share) < tail)
+    high = 1.0 if count == total else _solve(lambda share: _at_most(count, total, share) > tail)
+    return low, high
+
+
+def _solve(below: Callable[[float], bool]) -> float:
+    """Where a monotonous condition on [0, 1] turns from true to false, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _at_most(most: int, total: int, rate: float) -> float:
+    """P(Bin(total, rate) ≤ most), for a rate strictly between 0 and 1."""
+    return math.fsum(_binomial(total, rate, most))
+
+
+def _binomial(total: int, rate: float, most: int) -> Iterator[float]:
+    """P(Bin(total, rate) = r) for r = 0 … most."""
+    log_hit, log_miss = math.log(rate), math.log1p(-rate)
+    for r in range(most + 1):
+        ways = math.lgamma(total + 1) - math.lgamma(r + 1) - math.lgamma(total - r + 1)
+        yield math.exp(ways + r * log_hit + (total - r) * log_miss)
+
+
 def _passed(count: int, budget: Budget) -> int:
     """How many of the calibration scores may lie above the threshold.
 
@@ -136,11 +241,9 @@ def _passed(count: int, budget: Budget) -> int:
     """
     if budget.confidence is None:
         return math.floor(_exact(budget.rate) * (count + 1)) - 1
-    log_hit, log_miss = math.log(budget.rate), math.log1p(-budget.rate)
     total, passed = 0.0, -1
-    for r in range(count):
-        ways = math.lgamma(count + 1) - math.lgamma(r + 1) - math.lgamma(count - r + 1)
-        total += math.exp(ways + r * log_hit + (count - r) * log_miss)
+    for r, likelihood in enumerate(_binomial(count, budget.rate, count - 1)):
+        total += likelihood
         if total > 1 - budget.confidence + 1e-12:
             break
         passed = r

@@ -1,6 +1,7 @@
 """Detector × test images → numbers, and the files that show them."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
 from flawflow.features import ImageSource
@@ -115,15 +117,48 @@ def read_masks(samples: Sequence[Sample], size: int) -> NDArray[np.bool_] | None
     return masks
 
 
-def numbers(detector: Detector, evaluation: Evaluation) -> dict[str, Any]:
-    """One category's row of the JSON: the metrics, fit_seconds, inspect_ms, the seed and how the epoch was chosen."""
-    seconds = detector.provenance.get("seconds", {})
-    return evaluation.metrics | {
-        "fit_seconds": round(sum(seconds.values()), 2),
-        "inspect_ms": round(evaluation.inspect_ms, 2),
-        "seed": detector.provenance.get("seed"),
-        "selected_on_test": evaluation.selected_on_test,
+def at_budget(detector: Detector, evaluation: Evaluation, budget: Budget | None = None) -> dict[str, float | None]:
+    """What a false-alarm budget (None = the detector's own) promised, and what it did to the test images.
+
+    Returns:
+        threshold (None where nothing exceeds it), false_alarms and confidence (None = on average) as asked for,
+        promised_rate, and the shares false_alarm_rate (good images with a verdict of defective),
+        outline_false_alarm_rate (good images with any place outlined) and miss_rate; None without such images.
+    """
+    decision, outline = detector.decision(budget), detector.outline(budget)
+    bad = evaluation.labels
+    called = evaluation.scores > decision.threshold
+    outlined = evaluation.maps.max(axis=(1, 2)) > outline.threshold
+    return {
+        "threshold": decision.threshold if math.isfinite(decision.threshold) else None,
+        "false_alarms": decision.budget.rate,
+        "confidence": decision.budget.confidence,
+        "promised_rate": decision.promised,
+        "false_alarm_rate": _share(called[~bad]),
+        "outline_false_alarm_rate": _share(outlined[~bad]),
+        "miss_rate": _share(~called[bad]),
     }
+
+
+def _share(flags: NDArray[np.bool_]) -> float | None:
+    return float(flags.mean()) if flags.size else None
+
+
+def numbers(detector: Detector, evaluation: Evaluation, budget: Budget | None = None) -> dict[str, Any]:
+    """One category's row of the JSON: the metrics, what the false-alarm budget did (`at_budget`), fit_seconds,
+    inspect_ms, the seed and how the epoch was chosen.
+    """
+    seconds = detector.provenance.get("seconds", {})
+    return (
+        evaluation.metrics
+        | at_budget(detector, evaluation, budget)
+        | {
+            "fit_seconds": round(sum(seconds.values()), 2),
+            "inspect_ms": round(evaluation.inspect_ms, 2),
+            "seed": detector.provenance.get("seed"),
+            "selected_on_test": evaluation.selected_on_test,
+        }
+    )
 
 
 def to_json(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -141,15 +176,19 @@ def write_json(path: Path, values: Any) -> None:
     atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def write_report(folder: Path, title: str, results: Mapping[str, tuple[Detector, Evaluation]]) -> Path:
+def write_report(
+    folder: Path, title: str, results: Mapping[str, tuple[Detector, Evaluation]], budget: Budget | None = None
+) -> Path:
     """Figures and one self-contained page about evaluated categories; returns the page's path.
 
     For each category: the numbers, image / truth / map of the best, median and worst cases, the scores' histogram
-    and the training curve. Raises OutputError where the folder cannot be written.
+    with the budget's threshold, and the training curve. Raises OutputError where the folder cannot be written.
     """
     sections = []
     for name, (detector, evaluation) in results.items():
-        figure, histogram = _figure(evaluation), histogram_figure(evaluation.scores, evaluation.labels)
+        line = detector.decision(budget).threshold
+        shown = line if math.isfinite(line) else None
+        figure, histogram = _figure(evaluation), histogram_figure(evaluation.scores, evaluation.labels, shown)
         atomic_write(folder / f"{name}-cases.png", figure)
         atomic_write(folder / f"{name}-scores.png", histogram)
         facts = tuple((key.replace("_", " "), f"{v:.4f}") for key, v in evaluation.metrics.items() if v is not None)

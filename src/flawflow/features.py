@@ -21,8 +21,11 @@ from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
 
+LEARNED_IMAGES = "learned_images"  # in a detector's provenance: files it learned from or chose its epoch on
+CALIBRATION_IMAGES = "calibration_images"  # … and files whose scores make its thresholds
 _WORKERS = 2
 _STORE_FORMAT = 2
+_MARK = 16  # 64 bits: no two of a million files would be taken for one another
 
 
 def views(shift: int) -> list[tuple[int, int]]:
@@ -71,6 +74,11 @@ class ImageSource:
         """SHA-256 of each file's bytes."""
         with ThreadPoolExecutor(_WORKERS) as pool:
             return list(pool.map(digest, self.paths))
+
+
+def known_again(digests: Sequence[str]) -> list[str]:
+    """The first digits of files' SHA-256: what a detector's provenance keeps, to know the files again."""
+    return [digest[:_MARK] for digest in digests]
 
 
 @dataclass(frozen=True, slots=True)

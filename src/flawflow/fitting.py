@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 
 from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
+from flawflow.calibration import Budget
 from flawflow.datasets import draw_shots, open_folder
 from flawflow.detector import Detector, DeviceName, calibrate, resolve_device
 from flawflow.errors import DatasetError, OptionError
-from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract
+from flawflow.features import (
+    CALIBRATION_IMAGES,
+    LEARNED_IMAGES,
+    FeatureJob,
+    FeatureSet,
+    ImageSource,
+    extract,
+    known_again,
+)
 from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
 from flawflow.recipe import Recipe, ScoringConfig, named_recipe
@@ -63,6 +72,7 @@ def fit(
     checkpoint: Path | None = None,
     select_on_test: bool = False,
     bundle: bool = False,
+    budget: Budget | None = None,
     say: Say | None = None,
 ) -> Detector:
     """Fit a detector to good images.
@@ -78,6 +88,8 @@ def fit(
         checkpoint: file from which a killed fit goes on; removed at the end.
         select_on_test: choose the epoch on the category's test images, as the paper did; the detector says so.
         bundle: the detector's file is to carry the backbone, for machines without timm and without its weights.
+        budget: how often a good image may be called defective; None = `Budget`'s defaults. It changes the verdicts
+            alone, and can be changed later.
         say: gets lines about the progress, and turns on progress bars; None = silent.
 
     Raises:
@@ -97,7 +109,8 @@ def fit(
     backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
     if bundle:
         backbone.pack()  # a backbone that cannot be bundled is refused before the long work
-    fingerprint = make_key({"images": sources[0].digests() + sources[1].digests()})
+    digests = [source.digests() for source in sources]
+    fingerprint = make_key({"images": digests[0] + digests[1]})
     run = make_key(
         {
             "flawflow": __version__,
@@ -134,7 +147,8 @@ def fit(
         remember(flow, data.normal, target)
         limit = highest_level(flow, data.normal[0], recipe.scoring, target) if recipe.scoring.level else None
         good = [sources[1](index) for index in range(len(sources[1]))]
-        calibration = calibrate(backbone, flow, recipe, good, target, limit)
+        calibration = replace(calibrate(backbone, flow, recipe, good, target, limit), budget=budget or Budget())
+    seen = digests[0] + (ImageSource([s.path for s in category.test], 1).digests() if select_on_test else [])
     provenance = {
         "flawflow": __version__,
         "torch": torch.__version__,
@@ -144,6 +158,8 @@ def fit(
         "category": category.name,
         "layout": category.layout,
         "images": fingerprint,
+        LEARNED_IMAGES: known_again(seen),
+        CALIBRATION_IMAGES: known_again(digests[1]),
         "learned_from": len(learn),
         "held_out": len(held),
         "shots": shots,

@@ -1,14 +1,19 @@
 """What several commands share: outputs checked first, options turned into recipes, numbers as text."""
 
 import argparse
+import csv
+import io
 import json
+import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flawflow.backbones import default_spec
+from flawflow.calibration import Budget, Decision, parse_confidence, parse_rate, promise
 from flawflow.errors import OptionError, OutputError
 from flawflow.files import writable_folder
 from flawflow.fitting import StoreOptions
@@ -77,3 +82,39 @@ def store_options(arguments: argparse.Namespace) -> StoreOptions:
     if not 0 < arguments.store_limit <= _LARGEST_STORE:
         raise OptionError(f"--store-limit is {arguments.store_limit}: expected a positive number of gigabytes")
     return StoreOptions(arguments.store, arguments.store_limit, not arguments.no_store)
+
+
+def chosen_budget(arguments: argparse.Namespace, known: Budget) -> Budget:
+    """The false-alarm budget of the options, what they leave open being as known. Raises OptionError."""
+    rate, confidence = arguments.false_alarms, arguments.confidence
+    return Budget(
+        known.rate if rate is None else parse_rate(rate),
+        known.confidence if confidence is None else parse_confidence(confidence),
+    )
+
+
+def decision_values(decision: Decision) -> dict[str, Any]:
+    """A decision as JSON values; a threshold that nothing exceeds is null."""
+    return {
+        "threshold": decision.threshold if math.isfinite(decision.threshold) else None,
+        "false_alarms": decision.budget.rate,
+        "confidence": decision.budget.confidence,
+        "promised": decision.promised,
+        "normals": decision.normals,
+        "needed": decision.needed,
+        "kept": decision.kept,
+        "promise": promise(decision),
+    }
+
+
+def verdict(is_defective: bool) -> str:
+    return "defect" if is_defective else "good"
+
+
+def csv_bytes(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    # A file's name may hold bytes that are no text; they are written as they are.
+    return text.getvalue().encode(errors="surrogateescape")

@@ -15,6 +15,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(commands.add_parser("demo", help="everything once, offline, on generated images; ends with a report"))
     _fit(commands.add_parser("fit", help="learn a product from good images and write a detector file"))
+    _calibrate(
+        commands.add_parser("calibrate", help="change how often good images may be called defective, without a new fit")
+    )
     _inspect(commands.add_parser("inspect", help="score images and draw what is wrong with them"))
     _evaluate(commands.add_parser("evaluate", help="measure a detector on test images with known defects"))
     _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
@@ -33,7 +36,22 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bundle", action="store_true", help="put the backbone into the file too: it then needs no timm and no weights"
     )
+    _budget(parser)
     _common(parser)
+
+
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="further good images, which the detector did not learn from"
+    )
+    _budget(parser)
+    parser.add_argument("--defects", type=Path, metavar="FOLDER", help="images of known defects: estimate the misses")
+    parser.add_argument(
+        "--replace", action="store_true", help="calibrate on these good images alone, not on those known before"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="the file to write (default: the detector's own)")
+    _loading(parser)
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +59,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, nargs="+", help="image files or folders of images")
     parser.add_argument("-o", "--output", type=Path, help="folder for heat-map overlays and table.csv")
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    _budget(parser)
     _loading(parser)
 
 
@@ -50,6 +69,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder for the report (default: <detector>-evaluation)")
     parser.add_argument("--json", type=Path, help="write the numbers to this file")
     parser.add_argument("--seed", type=int, help="of the split, for datasets that have none (default: the fit's)")
+    _budget(parser)
     _loading(parser)
 
 
@@ -71,6 +91,20 @@ def _synthesize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="default", help="default or paper")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
     _settings(parser)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--false-alarms",
+        metavar="RATE",
+        help="how often a good image may be called defective: 1/1000, 0.001 or 0.1%% "
+        "(default: the detector's, 0.01 at the fit)",
+    )
+    parser.add_argument(
+        "--confidence",
+        metavar="SHARE",
+        help="how surely that holds: 0.9 or 90%%, or 'average' (default: the detector's, 0.9 at the fit)",
+    )
 
 
 def _loading(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from flawflow.cli.common import check_output, chosen_recipe, say, store_options
+from flawflow.calibration import Budget, promise
+from flawflow.cli.common import check_output, chosen_budget, chosen_recipe, say, store_options
 from flawflow.fitting import fit as fit_detector
 
 
@@ -11,6 +12,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Good images → detector file."""
     output: Path = arguments.output
     check_output(output)
+    budget = chosen_budget(arguments, Budget())
     checkpoint = output.with_name(output.name + ".checkpoint")
     detector = fit_detector(
         arguments.folder,
@@ -23,9 +25,11 @@ def run(arguments: argparse.Namespace) -> int:
         checkpoint=checkpoint,
         select_on_test=arguments.select_on_test,
         bundle=arguments.bundle,
+        budget=budget,
         say=say,
     )
     detector.save(output)
     checkpoint.unlink(missing_ok=True)
+    print(f"promise: {promise(detector.decision())}")
     print(f"wrote {output}; try: flawflow inspect {output} IMAGES -o overlays")
     return 0

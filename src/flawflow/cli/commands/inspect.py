@@ -1,8 +1,6 @@
 """`flawflow inspect`."""
 
 import argparse
-import csv
-import io
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -13,7 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from flawflow.cli.common import check_output
+from flawflow.calibration import promise
+from flawflow.cli.common import check_output, chosen_budget, csv_bytes, decision_values, verdict
 from flawflow.detector import Detector, Inspection
 from flawflow.errors import FlawflowError, InputError
 from flawflow.evaluation import write_json
@@ -33,25 +32,33 @@ def run(arguments: argparse.Namespace) -> int:
         check_output(arguments.json)
     files = _files(arguments.images, arguments.output)
     detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
+    budget = chosen_budget(arguments, detector.calibration.budget)
+    decision, outline = detector.decision(budget), detector.outline(budget)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
-    print(f"{'score':>12} {'p-value':>8}  image")
+    print(f"{'score':>12} {'p-value':>8}  {'verdict':<7}  image")
     for group in _read_groups(files):
         faults += [str(image) for _, image in group if isinstance(image, FlawflowError)]
         readable = [(file, image) for file, image in group if not isinstance(image, FlawflowError)]
-        found = detector.inspect([image for _, image in readable])
+        found = detector.inspect([image for _, image in readable], budget)
         for (file, image), result in zip(readable, found, strict=True):
-            rows.append({"image": str(file), "score": result.score, "p_value": result.p_value})
-            print(f"{result.score:12.5g} {result.p_value:8.4f}  {file}")
+            told = verdict(result.is_defective)
+            rows.append({"image": str(file), "score": result.score, "p_value": result.p_value, "verdict": told})
+            print(f"{result.score:12.5g} {result.p_value:8.4f}  {told:<7}  {file}")
             if arguments.output is not None:
                 name = f"{len(rows) - 1:04d}-{file.stem}.png"
-                write_image(arguments.output / name, _drawn(detector, image, result))
+                write_image(arguments.output / name, _drawn(detector, image, result, outline.threshold))
                 rows[-1]["overlay"] = name
+    print(f"promise: {promise(decision)}")
     if arguments.output is not None:
-        atomic_write(arguments.output / "table.csv", _csv(rows))
+        columns = ("image", "score", "p_value", "verdict", "overlay")
+        atomic_write(arguments.output / "table.csv", csv_bytes(columns, rows))
         print(f"overlays and table.csv in {arguments.output}")
     if arguments.json is not None:
-        write_json(arguments.json, {"detector": str(arguments.detector), "images": rows, "unreadable": faults})
+        about = {"decision": decision_values(decision), "outline": decision_values(outline)}
+        write_json(
+            arguments.json, {"detector": str(arguments.detector)} | about | {"images": rows, "unreadable": faults}
+        )
     for fault in faults:
         print(f"flawflow: {fault}", file=sys.stderr)
     return 2 if faults else 0
@@ -89,18 +96,9 @@ def _try_read(file: Path) -> Image | FlawflowError:
         return error
 
 
-def _drawn(detector: Detector, image: Image, found: Inspection) -> Image:
-    """The overlay: what exceeds the held-out good images begins to glow."""
+def _drawn(detector: Detector, image: Image, found: Inspection, threshold: float) -> Image:
+    """The overlay: what exceeds the held-out good images begins to glow, what exceeds the threshold is outlined."""
     high = detector.calibration.map_high
     height, width = image.shape[:2]
-    enlarged = cv2.resize(found.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR)
-    return overlay(image, np.asarray(enlarged, np.float32), high, 2 * high - detector.calibration.map_median)
-
-
-def _csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ("image", "score", "p_value", "overlay"))
-    writer.writeheader()
-    writer.writerows(rows)
-    # A file's name may hold bytes that are no text; they are written as they are.
-    return text.getvalue().encode(errors="surrogateescape")
+    enlarged = np.asarray(cv2.resize(found.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return overlay(image, enlarged, high, 2 * high - detector.calibration.map_median, enlarged > threshold)

@@ -1,0 +1,182 @@
+"""More good images behind a fitted detector's decisions, and known defects to estimate its misses; no new fit.
+
+An image counts once, and only when the detector neither learned from it nor chose its epoch on it: files are known
+again by the SHA-256 of their bytes, of which the detector's provenance keeps the first digits.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from flawflow.calibration import Budget, share_interval
+from flawflow.detector import Calibration, Detector, Inspection
+from flawflow.errors import InputError
+from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
+
+DEFECTS = "defects"
+INTERVAL = 0.95
+_WORKERS = 2
+_GROUP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Recalibrated:
+    """A detector with further calibration images, and what became of those that were given.
+
+    Attributes:
+        detector: a copy with the same network; the one given is left as it was.
+        added: images that count now.
+        learned: images left out because the detector learned from them.
+        counted: images left out because they count already, or were given twice.
+    """
+
+    detector: Detector
+    added: int
+    learned: int
+    counted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """How many known defects a budget's threshold lets pass.
+
+    Attributes:
+        missed, total: counts of images.
+        low, high: the exact interval of the miss rate, with ``INTERVAL`` confidence (Clopper–Pearson). It speaks of
+            defects such as these, not of kinds that are not among them.
+    """
+
+    missed: int
+    total: int
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return (
+            f"misses: {self.missed} of {self.total} known defects, {self.missed / self.total:.1%}; between "
+            f"{self.low:.1%} and {self.high:.1%} with {INTERVAL:.0%} confidence, for defects such as these"
+        )
+
+
+def recalibrate(
+    detector: Detector, files: Sequence[Path], start_anew: bool = False, progress: bool = False
+) -> Recalibrated:
+    """Score further good images just as inspection does, and count them among those behind the thresholds.
+
+    Args:
+        detector: a fitted detector.
+        files: image files of good parts.
+        start_anew: drop the calibration images that counted until now.
+        progress: show a bar.
+
+    Raises:
+        InputError: none of the images is new to the detector.
+        ImageError: an image cannot be read.
+    """
+    learned = set(detector.provenance.get(LEARNED_IMAGES, ()))
+    before = [] if start_anew else list(detector.provenance.get(CALIBRATION_IMAGES, ()))
+    marks = known_again(ImageSource(files, detector.recipe.size).digests())
+    fresh = {mark: file for mark, file in zip(marks, files, strict=True) if mark not in learned | set(before)}
+    taught = sum(mark in learned for mark in marks)
+    if not fresh:
+        raise InputError(
+            f"none of the {len(files)} good images is new: the detector learned from {taught} of them and "
+            f"{len(files) - taught} count already; bring good images that it has never seen"
+        )
+    changed = copy.copy(detector)
+    changed.calibration = _counted(detector, list(fresh.values()), start_anew, progress)
+    changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
+    return Recalibrated(_with_misses(changed), len(fresh), taught, len(files) - taught - len(fresh))
+
+
+def with_budget(detector: Detector, budget: Budget) -> Detector:
+    """A copy whose verdicts keep another budget."""
+    changed = copy.copy(detector)
+    changed.calibration = replace(detector.calibration, budget=budget)
+    return _with_misses(changed)
+
+
+def with_defects(detector: Detector, files: Sequence[Path], progress: bool = False) -> Detector:
+    """A copy that remembers how these known defects score, in place of those remembered until now.
+
+    Only the estimate of misses reads them: no threshold depends on a defect.
+
+    Raises:
+        InputError: there are no images, or one of them is known to the detector as a good one.
+        ImageError: an image cannot be read.
+    """
+    if not files:
+        raise InputError("no images of known defects: expected at least one")
+    marks = known_again(ImageSource(files, detector.recipe.size).digests())
+    good = {*detector.provenance.get(LEARNED_IMAGES, ()), *detector.provenance.get(CALIBRATION_IMAGES, ())}
+    for mark, file in zip(marks, files, strict=True):
+        if mark in good:
+            raise InputError(f"{file} is given as a defect, but the detector knows it as a good image: take it out")
+    known = dict(zip(marks, files, strict=True))
+    scores = [one.score for one in _inspected(detector, list(known.values()), progress)]
+    changed = copy.copy(detector)
+    changed.provenance = detector.provenance | {DEFECTS: {"images": list(known), "scores": scores}}
+    return _with_misses(changed)
+
+
+def misses(detector: Detector, budget: Budget | None = None) -> Misses | None:
+    """The misses among the known defects at a budget (None = the detector's own); None without known defects."""
+    scores = detector.provenance.get(DEFECTS, {}).get("scores", [])
+    if not scores:
+        return None
+    missed = int(np.count_nonzero(np.asarray(scores) <= detector.decision(budget).threshold))
+    return Misses(missed, len(scores), *share_interval(missed, len(scores), INTERVAL))
+
+
+def _counted(detector: Detector, files: Sequence[Path], start_anew: bool, progress: bool) -> Calibration:
+    """The calibration with these files' scores; the colours of heat maps change only where it starts anew."""
+    scores: list[float] = []
+    peaks: list[float] = []
+    values: list[NDArray[np.float32]] = []
+    for one in _inspected(detector, files, progress):
+        scores.append(one.score)
+        peaks.append(float(one.anomaly_map.max()))
+        if start_anew:
+            values.append(one.anomaly_map[::4, ::4].ravel())
+    known = detector.calibration
+    if start_anew:
+        median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
+        return replace(known, image_scores=_row(scores), map_peaks=_row(peaks), map_median=median, map_high=high)
+    return replace(known, image_scores=_row([*known.image_scores, *scores]), map_peaks=_row([*known.map_peaks, *peaks]))
+
+
+def _row(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(sorted(values))
+
+
+def _with_misses(detector: Detector) -> Detector:
+    """The estimate written into the provenance follows the threshold."""
+    found = misses(detector)
+    if found is not None:
+        about: dict[str, Any] = {
+            "missed": found.missed,
+            "miss_rate": found.missed / found.total,
+            "interval": [found.low, found.high],
+            "interval_confidence": INTERVAL,
+        }
+        detector.provenance = detector.provenance | {DEFECTS: detector.provenance[DEFECTS] | about}
+    return detector
+
+
+def _inspected(detector: Detector, files: Sequence[Path], progress: bool) -> Iterator[Inspection]:
+    """What inspection says of each file, the next ones being decoded meanwhile; maps are not kept here."""
+    source = ImageSource(files, detector.recipe.size, keep=0)
+    groups = [range(i, min(i + _GROUP, len(files))) for i in range(0, len(files), _GROUP)]
+    with ThreadPoolExecutor(_WORKERS) as pool, tqdm(total=len(files), disable=not progress, unit="image") as bar:
+        for group in groups:
+            for image in pool.map(source, group):
+                yield detector.inspect(image)[0]
+                bar.update()
