@@ -1,6 +1,7 @@
 """Calibration: the promise holds on average, whatever the distribution, and the two forms agree."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from flawflow.calibration import Budget, decide, normals_needed, p_value, smallest_rate
+from flawflow.calibration import (
+    Budget,
+    decide,
+    normals_needed,
+    p_value,
+    parse_confidence,
+    parse_rate,
+    promise,
+    share_interval,
+    smallest_rate,
+)
 from flawflow.errors import InputError, OptionError
 
 few = settings(max_examples=60, deadline=None)
@@ -133,3 +144,105 @@ def test_bad_input_is_refused() -> None:
         p_value(1.0, np.zeros((2, 2)))
     with pytest.raises(InputError, match="score"):
         p_value(float("nan"), [1.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1/1000", 0.001),
+        ("0.001", 0.001),
+        ("0.1%", 0.001),
+        (" 0.1 % ", 0.001),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("3/4", 0.75),
+    ],
+)
+def test_rates_are_read_as_people_write_them(text: str, rate: float) -> None:
+    assert parse_rate(text) == rate
+
+
+@few
+@given(st.integers(1, 10**6), st.integers(2, 10**6))
+def test_fractions_and_their_decimals_are_one_rate(hits, total) -> None:
+    if hits < total:
+        assert parse_rate(f"{hits}/{total}") == hits / total
+        assert parse_rate(repr(hits / total)) == hits / total
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "0",
+        "1",
+        "0/5",
+        "5/5",
+        "7/5",
+        "1/0",
+        "-0.1",
+        "100%",
+        "abc",
+        "0,1",
+        "1/2/3",
+        "nan",
+        "inf",
+        "1e-999",
+        "1e999999999",
+    ]
+    + ["%", "0.1%%", "٣/٤", "0." + "0" * 50 + "1", "0." + "9" * 30],
+)
+def test_what_is_no_rate_is_refused_with_the_text(text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_rate(text)
+    assert f"--false-alarms {text}: expected" in str(caught.value) and "1/1000" in str(caught.value)
+    with pytest.raises(OptionError, match=r"--confidence .*expected .*average"):
+        parse_confidence(text)
+
+
+def test_confidences_are_shares_or_average() -> None:
+    assert [parse_confidence(text) for text in ("0.9", "90%", "9/10", "average", " Average ")] == [
+        0.9,
+        0.9,
+        0.9,
+        None,
+        None,
+    ]
+
+
+@few
+@given(st.integers(0, 400), rates, confidences)
+def test_the_sentence_promises_no_more_than_the_decision(count, rate, confidence) -> None:
+    decision = decide(np.arange(float(count)), Budget(rate, confidence))
+    told = promise(decision)
+    if not count:
+        assert told.startswith("nothing can be promised") and f"{decision.needed} good images" in told
+        return
+    found = re.match(
+        r"at most ([\d.]+) % false alarms, (on average|with ([\d.]+) % confidence), from (\d+) held-out", told
+    )
+    assert found is not None
+    assert float(found[1]) / 100 >= decision.promised * (1 - 1e-6)
+    assert float(found[1]) / 100 <= decision.promised * 1.011
+    assert (float(found[3]) / 100 if found[3] else None) == confidence and int(found[4]) == count
+    assert ("more" in told) == (not decision.kept)
+    if not decision.kept:
+        assert f"need {decision.needed} good images, {decision.needed - count} more" in told
+
+
+@few
+@given(st.integers(1, 3000), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_intervals_of_shares_are_those_of_the_beta_distribution(total, data, confidence) -> None:
+    count = data.draw(st.integers(0, total))
+    low, high = share_interval(count, total, confidence)
+    tail = (1 - confidence) / 2
+    assert low == (pytest.approx(beta.ppf(tail, count, total - count + 1), abs=1e-8) if count else 0.0)
+    assert high == (pytest.approx(beta.ppf(1 - tail, count + 1, total - count), abs=1e-8) if count < total else 1.0)
+    assert low <= count / total <= high
+
+
+def test_an_interval_of_nothing_tells_nothing() -> None:
+    assert share_interval(0, 0) == (0.0, 1.0)
+    for count, total in ((-1, 3), (4, 3)):
+        with pytest.raises(OptionError, match="count"):
+            share_interval(count, total)

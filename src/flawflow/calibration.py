@@ -134,11 +134,11 @@ def promise(decision: Decision) -> str:
     budget, count = decision.budget, decision.normals
     how = "on average" if budget.confidence is None else f"with {_percent(budget.confidence)} confidence"
     wanted = (
-        f"the {_percent(budget.rate)} asked for, {how}, need {decision.needed} good images, "
-        f"{decision.needed - count} more than there are (flawflow calibrate adds them)"
+        f"the {_percent(budget.rate)} asked for need {decision.needed} good images, {decision.needed - count} more "
+        "(flawflow calibrate adds them)"
     )
     if not count:
-        return f"nothing can be promised without held-out good images; {wanted}"
+        return f"nothing can be promised without held-out good images; {wanted}, {how}"
     rate = _percent(budget.rate) if decision.kept else _percent_up(decision.promised)
     made = f"at most {rate} false alarms, {how}, from {count} held-out good image{'s' * (count != 1)}"
     return made if decision.kept else f"{made}; {wanted}"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
-from flawflow.features import ImageSource
+from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
 from flawflow.files import atomic_write
 from flawflow.images import read_image, read_mask, resize_image, resize_mask
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
@@ -104,6 +104,16 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
     metrics |= pixel_metrics(maps, masks) if masks is not None else dict.fromkeys(PIXEL_METRICS)
     on_test = detector.provenance.get("selected_on") == "test images"
     return Evaluation(category.test, scores, maps, masks, metrics, milliseconds, on_test)
+
+
+def known_images(detector: Detector, samples: Sequence[Sample]) -> int:
+    """How many of these images the detector learned from, chose its epoch on or is calibrated on.
+
+    Numbers on such images flatter it. Raises InputError where a file cannot be read.
+    """
+    known = {*detector.provenance.get(LEARNED_IMAGES, ()), *detector.provenance.get(CALIBRATION_IMAGES, ())}
+    marks = known_again(ImageSource([s.path for s in samples], detector.recipe.size).digests())
+    return sum(mark in known for mark in marks)
 
 
 def read_masks(samples: Sequence[Sample], size: int) -> NDArray[np.bool_] | None:

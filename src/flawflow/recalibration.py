@@ -61,8 +61,9 @@ class Misses:
     def __str__(self) -> str:
         """One line for people."""
         return (
-            f"misses: {self.missed} of {self.total} known defects, {self.missed / self.total:.1%}; between "
-            f"{self.low:.1%} and {self.high:.1%} with {INTERVAL:.0%} confidence, for defects such as these"
+            f"misses: {self.missed} of {self.total} known defects ({self.missed / self.total * 100:.1f} %); for defects "
+            f"like them, with {INTERVAL * 100:.0f} % confidence, between {self.low * 100:.1f} % and "
+            f"{self.high * 100:.1f} %"
         )
 
 
@@ -89,7 +90,8 @@ def recalibrate(
     if not fresh:
         raise InputError(
             f"none of the {len(files)} good images is new: the detector learned from {taught} of them and "
-            f"{len(files) - taught} count already; bring good images that it has never seen"
+            f"{len(files) - taught} count already; bring good images that it has never seen (a budget is "
+            "changed without a folder)"
         )
     changed = copy.copy(detector)
     changed.calibration = _counted(detector, list(fresh.values()), start_anew, progress)
