@@ -82,6 +82,11 @@ def score_product(options: argparse.Namespace) -> dict[str, Values]:
     }
 
 
+def passed(n: int, budget: Budget) -> int:
+    """How many of n calibration scores lie above the threshold; it depends on n and the budget, not on the scores."""
+    return n - int(decide(np.arange(1.0, n + 1), budget).threshold)
+
+
 def simulate(scores: Values, n: int, budget: Budget, splits: int, seed: int) -> Row:
     """Random splits into n calibration images and a test on the others."""
     rng = np.random.default_rng((seed, n))
@@ -90,10 +95,9 @@ def simulate(scores: Values, n: int, budget: Budget, splits: int, seed: int) -> 
         order = rng.permutation(len(scores))
         decision = decide(scores[order[:n]], budget)
         rates[number] = np.mean(scores[order[n:]] > decision.threshold)
-    # The rank of the threshold depends on n and the budget alone, not on the scores.
-    passed = n - int(decide(np.arange(1.0, n + 1), budget).threshold)
-    law = betabinom(m, passed + 1, n - passed)
-    endless = float(beta.cdf(decision.promised, passed + 1, n - passed))
+    above = passed(n, budget)
+    law = betabinom(m, above + 1, n - above)
+    endless = float(beta.cdf(decision.promised, above + 1, n - above))
     most = np.floor(decision.promised * m + 1e-9)
     return Row(n, budget, decision.promised, rates, float(law.mean() / m), float(law.cdf(most)), endless)
 
@@ -135,9 +139,15 @@ def summary(rows: dict[str, list[Row]], splits: int) -> str:
     return "\n".join(lines)
 
 
-def in_order(scores: Values, n: int, budget: Budget) -> float:
-    """The realised rate when the first n images calibrate and the later ones are tested: no random split."""
-    return float(np.mean(scores[n:] > decide(scores[:n], budget).threshold))
+def in_order(scores: Values, n: int, budget: Budget) -> str:
+    """The realised rate when the first n images calibrate and the later ones are tested: no random split.
+
+    Beside it how often random order would give so many alarms or more.
+    """
+    line, m = decide(scores[:n], budget).threshold, len(scores) - n
+    alarms = int(np.count_nonzero(scores[n:] > line))
+    chance = betabinom(m, passed(n, budget) + 1, n - passed(n, budget)).sf(alarms - 1)
+    return f"{alarms / m:.4f} (chance {chance:.4f})"
 
 
 def plot(path: Path, rows: dict[str, list[Row]], splits: int) -> None:
@@ -210,7 +220,7 @@ def main() -> None:
     print(f"\n{summary(rows, options.splits)}")
     print("\nthe first n in the order of their names calibrate, all later ones are tested (0.05 with confidence 0.9):")
     for n in counts:
-        print(n, *(f"{kind} {in_order(scores[kind], n, Budget(0.05, 0.9)):.4f}" for kind in KINDS))
+        print(n, *(f"{kind} {in_order(scores[kind], n, Budget(0.05, 0.9))}" for kind in KINDS))
     if options.plot is not None:
         plot(options.plot, rows, options.splits)
 

@@ -4,8 +4,10 @@ import argparse
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from flawflow.calibration import Budget, decide, normals_needed, promise
 from flawflow.cli.parser import build_parser
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
@@ -40,3 +42,18 @@ def test_links_between_the_documents_lead_somewhere() -> None:
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
             assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+def test_every_promise_in_the_page_is_the_sentence_that_is_printed() -> None:
+    budgets = [Budget(rate, sure) for rate in (1 / 50, 1 / 1000) for sure in (0.9, None)]
+    sentences = {promise(decide(np.arange(float(n)), budget)) for n in (10, 119) for budget in budgets}
+    told = re.findall(r"\n    promise: (.*)", (ROOT / "docs" / "decisions.md").read_text())
+    assert len(told) == 4 and set(told) <= sentences
+
+
+def test_the_table_of_promises_counts_right() -> None:
+    page = (ROOT / "docs" / "decisions.md").read_text()
+    for text, confidence in (("average", None), ("0.9", 0.9), ("0.95", 0.95)):
+        row = re.search(rf"\n\| `{text}`.*\| (\d+) \| (\d+) \|", page)
+        assert row is not None
+        assert [int(n) for n in row.groups()] == [normals_needed(Budget(rate, confidence)) for rate in (0.01, 0.001)]

@@ -61,8 +61,8 @@ class Misses:
     def __str__(self) -> str:
         """One line for people."""
         return (
-            f"misses: {self.missed} of {self.total} known defects ({self.missed / self.total * 100:.1f} %); for defects "
-            f"like them, with {INTERVAL * 100:.0f} % confidence, between {self.low * 100:.1f} % and "
+            f"misses: {self.missed} of {self.total} known defects ({self.missed / self.total * 100:.1f} %); for "
+            f"defects like them, with {INTERVAL * 100:.0f} % confidence, between {self.low * 100:.1f} % and "
             f"{self.high * 100:.1f} %"
         )
 
