@@ -43,7 +43,10 @@ def _fit(parser: argparse.ArgumentParser) -> None:
 def _calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
     parser.add_argument(
-        "folder", type=Path, nargs="?", help="further good images, which the detector did not learn from"
+        "folder",
+        type=Path,
+        nargs="?",
+        help="further good images that the detector did not learn from; named before the options",
     )
     _budget(parser)
     parser.add_argument("--defects", type=Path, metavar="FOLDER", help="images of known defects: estimate the misses")
