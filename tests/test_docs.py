@@ -19,10 +19,16 @@ def help_texts(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("NO_COLOR", "1")
     parser = build_parser()
     texts = {"flawflow": parser.format_help()}
+    add_subcommands(parser, "flawflow", texts)
+    return texts
+
+
+def add_subcommands(parser: argparse.ArgumentParser, command: str, texts: dict[str, str]) -> None:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            texts |= {f"flawflow {name}": sub.format_help() for name, sub in action.choices.items()}
-    return texts
+            for name, sub in action.choices.items():
+                texts[f"{command} {name}"] = sub.format_help()
+                add_subcommands(sub, f"{command} {name}", texts)
 
 
 def without_layout(text: str) -> str:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flawflow.backbones.compact import LEVELS, NORM, CompactLevels, embedded_file
 from flawflow.backbones.filters import FilterBank
 from flawflow.backbones.graph import GraphLevels, record_graph
-from flawflow.backbones.spec import FILTERS, BackboneSpec
+from flawflow.backbones.spec import COMPACT, EMBEDDED, FILTERS, BackboneSpec
 from flawflow.backbones.weights import UNUSED, fetch_tensors, hash_tensors, pick_tensors, read_tensors
 from flawflow.errors import OptionError, WeightsError
 
@@ -97,7 +98,7 @@ class Backbone(nn.Module):
         if isinstance(self.levels, GraphLevels):
             graph = self.levels.graph
             constants = self.levels.constants()
-        elif self.spec.name != FILTERS:
+        elif self.spec.name not in EMBEDDED:
             graph, constants = record_graph(self.levels, self.size)
         else:
             constants = {}
@@ -165,6 +166,8 @@ def build_backbone(spec: BackboneSpec, size: int, weights: Path | None = None) -
         raise OptionError(f"image size {size}: expected at least {MIN_SIZE} pixels")
     if spec.name == FILTERS:
         return _build_filters(spec, size, weights)
+    if spec.name == COMPACT:
+        return _build_compact(spec, size, weights)
     return _build_timm(spec, size, weights)
 
 
@@ -175,6 +178,20 @@ def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backb
     shapes = _level_shapes(bank, torch.zeros(1, 3, size, size))
     unscaled = ((0.0,) * 3, (1.0,) * 3)
     return Backbone(spec, size, levels=bank, shapes=shapes, norm=unscaled, weights=dict(bank.state_dict()))
+
+
+def _build_compact(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:
+    file = weights or embedded_file()
+    return _fill_compact(spec, size, read_tensors(file), f"{file} for {COMPACT}")
+
+
+def _fill_compact(spec: BackboneSpec, size: int, tensors: Mapping[str, Tensor], source: str) -> Backbone:
+    levels = CompactLevels(spec.taps)
+    kept = pick_tensors(tensors, levels.network.state_dict(), (), source)
+    levels.network.load_state_dict(kept)
+    levels.to(memory_format=torch.channels_last)
+    shapes = _level_shapes(levels, torch.zeros(1, 3, size, size))
+    return Backbone(spec, size, levels=levels, shapes=shapes, norm=NORM, weights=kept)
 
 
 def unpack_backbone(spec: BackboneSpec, size: int, packed: PackedBackbone) -> Backbone:
@@ -188,7 +205,7 @@ def unpack_backbone(spec: BackboneSpec, size: int, packed: PackedBackbone) -> Ba
     if spec.name == FILTERS:
         return _build_filters(spec, size, None)
     if packed.graph is None:
-        raise WeightsError(f"the bundle lacks the network of {spec.name}: copy the file again")
+        return _fill_compact(spec, size, weights, f"the bundle's {spec.name}")
     held = {f"network.{name}": tensor for name, tensor in (weights | _part(tensors, "held.")).items()}
     constants = {name: tensor for name, tensor in tensors.items() if name.startswith("constant.")}
     levels = GraphLevels(packed.graph, held | constants)
@@ -239,13 +256,16 @@ def _level_shapes(levels: nn.Module, images: Tensor) -> list[tuple[int, int, int
 
 
 def default_spec(name: str) -> BackboneSpec:
-    """Sensible taps for a model name: see `timm_models.default_taps`; all four octaves of ``"filters"``.
+    """Sensible taps for a model name: see `timm_models.default_taps`; the join of ``"compact"``, all four
+    octaves of ``"filters"``.
 
     Raises:
         OptionError: unknown name.
     """
     if name == FILTERS:
         return BackboneSpec(FILTERS, taps=(0, 1, 2, 3), stride=8)
+    if name == COMPACT:
+        return BackboneSpec(COMPACT, taps=(LEVELS - 1,))
     from flawflow.backbones.timm_models import default_taps
 
     return BackboneSpec(name, taps=default_taps(name))

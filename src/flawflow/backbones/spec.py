@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from flawflow.errors import OptionError
 
+COMPACT = "compact"
 FILTERS = "filters"
+EMBEDDED = (COMPACT, FILTERS)  # these come with the package and need no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,13 +14,13 @@ class BackboneSpec:
     """A backbone by name, its taps, and the grid they are brought to.
 
     Attributes:
-        name: a timm model name such as ``"resnet18"`` or ``"cait_m48_448"``, or ``"filters"`` for the
-            hand-made filter bank that needs no weights.
+        name: ``"compact"`` for the network that comes with the package, a timm model name such as
+            ``"resnet18"`` or ``"cait_m48_448"``, or ``"filters"`` for the hand-made filter bank.
         taps: increasing and 0-based. Transformers: block indices, each tapped after the block and sent
             through the model's final norm. Convolutional networks: timm's feature levels (resnet18:
             0 stem at 1/2, 1 layer1 at 1/4, 2 layer2 at 1/8, 3 layer3 at 1/16, 4 layer4 at 1/32).
-            ``"filters"``: octaves of the filter bank, 0 (finest) to 3. Several taps are joined along
-            channels.
+            ``"compact"``: 0, 1, 2 its stages at 1/4, 1/8 and 1/16, 3 their join at 1/8. ``"filters"``:
+            octaves of the filter bank, 0 (finest) to 3. Several taps are joined along channels.
         stride: input pixels per cell of the feature map; None = the finest tap's own. Levels on another
             grid are resized bilinearly.
         smooth: odd side, in cells, of the window each level is averaged over before the levels are

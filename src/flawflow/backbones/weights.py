@@ -138,7 +138,7 @@ def fetch_tensors(name: str) -> dict[str, Tensor]:
 
     known: Any = timm.get_pretrained_cfg(name)
     config: dict[str, Any] = known.to_dict()
-    cached = _cached_file(config)
+    cached = cached_file(config)
     if cached is None:
         print(f"fetching weights of {name} from timm's hub", file=sys.stderr)
         _require_hub(name, config)
@@ -153,7 +153,8 @@ def fetch_tensors(name: str) -> dict[str, Tensor]:
     return state
 
 
-def _cached_file(config: Mapping[str, Any]) -> Path | None:
+def cached_file(config: Mapping[str, Any]) -> Path | None:
+    """Where the file that a timm configuration names lies on this machine, if it does."""
     from huggingface_hub import try_to_load_from_cache
 
     hub_id, url = config.get("hf_hub_id"), config.get("url")

@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     _evaluate(commands.add_parser("evaluate", help="measure a detector on test images with known defects"))
     _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
     _synthesize(commands.add_parser("synthesize", help="look at the synthetic defects before you trust them"))
+    _weights(commands.add_parser("weights", help="list, fetch and verify the backbones' weights"))
     return parser
 
 
@@ -110,6 +111,18 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _weights(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="what is known: size, licence, sha256, where it lies; touches no network")
+    fetch = actions.add_parser("fetch", help="get timm's weights as a file, to carry to a machine without network")
+    fetch.add_argument("name", help="a timm model by name, e.g. deit_tiny_patch16_224")
+    fetch.add_argument("-o", "--output", type=Path, default=Path(), help="folder to write to (default: here)")
+    verify = actions.add_parser("verify", help="check that a weights file is whole and the one expected")
+    verify.add_argument("file", type=Path, nargs="?", help="the file (default: the weights that come with the package)")
+    verify.add_argument("--backbone", help="the backbone that it should fit")
+    verify.add_argument("--sha256", help="what its sha256 should be (default: as FILE.sha256 says, if that exists)")
+
+
 def _loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: as at the fit)")
     _device(parser)
@@ -127,7 +140,7 @@ def _settings(parser: argparse.ArgumentParser) -> None:
 
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     parser.add_argument("--recipe", default="default", help="default, paper or demo")
-    parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
+    parser.add_argument("--backbone", help="'compact' (comes with the package), 'filters', or a timm model by name")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
     if seed:
