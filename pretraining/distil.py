@@ -1,6 +1,6 @@
 """Teaches the embedded backbone to see what its teachers see.
 
-    python pretraining/distil.py --targets FOLDER --out FOLDER --steps 9000
+    python pretraining/distil.py --targets FOLDER --out FOLDER --steps 3600
 
 goes on from ``checkpoint.pt`` in its folder, prints the curve, and writes ``compact.safetensors`` (half precision,
 batch norms folded into the convolutions) with the curve beside it. ``--untrained`` writes the same network as it was
@@ -24,9 +24,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from flawflow.backbones.compact import JOINED, NORM, WIDTHS, CompactNetwork
 from flawflow.files import atomic_path
 
-BATCH = 64
+BATCH = 32
 HELD_OUT = 512  # pictures kept for the curve
-RATE = 2e-3
+RATE = 1.5e-3
 WEIGHT_DECAY = 0.02
 REPORT = 200  # steps between two points of the curve
 
@@ -167,7 +167,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Teaches the embedded backbone.")
     parser.add_argument("--targets", type=Path, required=True, help="what targets.py wrote")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, curve and weights")
-    parser.add_argument("--steps", type=int, default=9000, help="steps in all, whether in one sitting or several")
+    parser.add_argument("--steps", type=int, default=3600, help="steps in all, whether in one sitting or several")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--untrained", action="store_true", help="write the network as it was drawn")
     given = parser.parse_args()

@@ -148,7 +148,7 @@ if __name__ == "__main__":
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
     parser.add_argument("--weights", type=Path, required=True, help="folder with the teachers' NAME.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--count", type=int, default=16384, help="pictures")
+    parser.add_argument("--count", type=int, default=10240, help="pictures")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     make_targets(photographs(given.photos), given.weights, given.out, given.count, given.seed)
