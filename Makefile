@@ -13,8 +13,8 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 check: .venv/installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks pretraining
+	$(BIN)/ruff format --check src tests benchmarks pretraining
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from targets import DIMENSIONS, TEACHERS
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from flawflow.backbones.compact import JOINED, NORM, WIDTHS, CompactNetwork
 from flawflow.files import atomic_path
+from targets import DIMENSIONS, TEACHERS
 
 BATCH = 32
 HELD_OUT = 512  # pictures kept for the curve
@@ -72,7 +72,7 @@ def fold(network: CompactNetwork) -> CompactNetwork:
     folded = copy.deepcopy(network).eval()
     for name, module in list(folded.named_modules()):
         if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
-            convolution, norm = module
+            convolution, norm = module[0], module[1]
             assert isinstance(convolution, nn.Conv2d)
             _replace(folded, name, fuse_conv_bn_eval(convolution, norm))
     return folded
@@ -89,14 +89,14 @@ def explained(pupil: Pupil, pictures: Tensor, targets: Tensor) -> dict[str, floa
     """Share of the held-out targets' variance that the joined map explains, for each teacher's level."""
     pupil.eval()
     with torch.inference_mode():
-        parts = zip(pictures.split(BATCH), targets.split(BATCH), strict=True)
+        parts = zip(torch.split(pictures, BATCH), torch.split(targets, BATCH), strict=True)
         errors = [
             (pupil(part)[0].permute(0, 2, 3, 1) - wanted.float()).square().mean(dim=(0, 1, 2)) for part, wanted in parts
         ]
     share = 1 - torch.stack(errors).mean(dim=0) / targets.float().square().mean(dim=(0, 1, 2))
     names = [f"{name} {tap}" for name, tap, *_ in TEACHERS]
     sizes = [kept for *_, kept in TEACHERS]
-    by_level = {name: round(float(part.mean()), 4) for name, part in zip(names, share.split(sizes), strict=True)}
+    by_level = {name: round(float(part.mean()), 4) for name, part in zip(names, torch.split(share, sizes), strict=True)}
     return {"mean": round(float(share.mean()), 4), **by_level}
 
 
@@ -136,7 +136,7 @@ def distil(folder: Path, output: Path, steps: int, seed: int) -> None:
         goal = wanted.permute(0, 3, 1, 2)
         loss = (joined - goal).square().mean() + 0.25 * (fine - goal).square().mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         loss_sum += loss.item()
         if (step + 1) % REPORT == 0 or step + 1 == steps:

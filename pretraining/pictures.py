@@ -33,13 +33,13 @@ def draw_picture(photos: Sequence[Path], seed: int, index: int) -> Picture:
 
 
 def _photo(photos: Sequence[Path], rng: np.random.Generator) -> Field:
-    picture = cv2.imread(str(photos[rng.integers(len(photos))]), cv2.IMREAD_COLOR_RGB)
+    picture = cv2.imread(str(photos[int(rng.integers(len(photos)))]), cv2.IMREAD_COLOR_RGB)
     if picture is None:
         raise SystemExit("a photograph cannot be decoded")
     rows, columns = picture.shape[:2]
     side = int(min(rows, columns) * np.exp(rng.uniform(np.log(0.4), 0)))
     top, left = rng.integers(rows - side + 1), rng.integers(columns - side + 1)
-    return _resize(picture[top : top + side, left : left + side].astype(np.float32) / 255, SIDE)
+    return _resize(np.asarray(picture[top : top + side, left : left + side] / np.float32(255), np.float32), SIDE)
 
 
 def _surface(rng: np.random.Generator) -> Field:
@@ -59,7 +59,7 @@ def _noise(rng: np.random.Generator, power: float, stretch: tuple[float, float] 
     radius[0, 0] = np.inf
     phase = np.exp(2j * np.pi * rng.random(radius.shape))
     field = np.fft.irfft2(phase * np.maximum(radius, 1 / SIDE) ** -power, (SIDE, SIDE))
-    return ((field - field.mean()) / field.std()).astype(np.float32)
+    return np.asarray((field - field.mean()) / field.std(), np.float32)
 
 
 def _palette(rng: np.random.Generator, count: int) -> Field:
@@ -156,7 +156,7 @@ def _mark(field: Field, rng: np.random.Generator) -> None:
             centre = start.astype(int).tolist()
             cv2.ellipse(layer, centre, axes, rng.uniform(0, 180), 0, 360, 1.0, -1, cv2.LINE_AA)
         if rng.random() < 0.5:
-            layer = cv2.GaussianBlur(layer, (0, 0), rng.uniform(0.5, 5))
+            layer = np.asarray(cv2.GaussianBlur(layer, (0, 0), rng.uniform(0.5, 5)), np.float32)
         opacity = layer[:, :, None] * rng.uniform(0.05, 1)
         field *= 1 - opacity
         field += opacity * _palette(rng, 1)
@@ -164,22 +164,23 @@ def _mark(field: Field, rng: np.random.Generator) -> None:
 
 def _expose(field: Field, rng: np.random.Generator) -> Picture:
     """Turns, colours, contrast, light, blur and noise of the camera."""
-    field = np.rot90(field, rng.integers(4))[:, :: 1 if rng.random() < 0.5 else -1]
+    field = np.rot90(field, int(rng.integers(4)))[:, :: 1 if rng.random() < 0.5 else -1]
     if rng.random() < 0.35:
         field = np.repeat(field.mean(axis=2, keepdims=True), 3, axis=2)
     elif rng.random() < 0.3:
         field = field[:, :, rng.permutation(3)]
     if rng.random() < 0.25:
-        field = cv2.GaussianBlur(np.ascontiguousarray(field), (0, 0), rng.uniform(0.4, 2.5))
+        blurred = cv2.GaussianBlur(np.ascontiguousarray(field), (0, 0), rng.uniform(0.4, 2.5))
+        field = np.asarray(blurred, np.float32)
     if rng.random() < 0.6:
         middle = field.mean()
-        field = (field - middle) * np.exp(rng.uniform(np.log(0.1), np.log(1.3))) + middle
-        field = field + rng.uniform(-0.25, 0.25) * (1 if rng.random() < 0.5 else 0.3)
-        field = field * rng.uniform(0.85, 1.15, 3)
-    field = np.clip(field, 0, 1) ** np.exp(rng.uniform(-0.4, 0.4))
+        lit = (field - middle) * np.exp(rng.uniform(np.log(0.1), np.log(1.3))) + middle
+        lit = lit + rng.uniform(-0.25, 0.25) * (1 if rng.random() < 0.5 else 0.3)
+        field = np.asarray(lit * rng.uniform(0.85, 1.15, 3), np.float32)
+    exposed = np.clip(field, 0, 1) ** np.exp(rng.uniform(-0.4, 0.4))
     if rng.random() < 0.4:
-        field = field + rng.uniform(0, 0.025) * rng.standard_normal((SIDE, SIDE, 1 if rng.random() < 0.5 else 3))
-    return np.asarray(np.clip(np.round(field * 255), 0, 255), np.uint8)
+        exposed = exposed + rng.uniform(0, 0.025) * rng.standard_normal((SIDE, SIDE, 1 if rng.random() < 0.5 else 3))
+    return np.asarray(np.clip(np.round(exposed * 255), 0, 255), np.uint8)
 
 
 def _resize(field: Field, side: int) -> Field:

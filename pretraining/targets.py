@@ -18,10 +18,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pictures import SIDE, Picture, draw_picture, photographs
 from torch import Tensor
 
 from flawflow.backbones import Backbone, BackboneSpec, build_backbone
+from pictures import SIDE, Picture, draw_picture, photographs
 
 PUPIL_SIDE = SIDE // 2
 GRID = PUPIL_SIDE // 8

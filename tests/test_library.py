@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from flawflow.backbones import COMPACT, EMBEDDED_SHA256, BackboneSpec, build_backbone, default_spec, embedded_file
 from flawflow.backbones import library as weights_library
-from flawflow.backbones.compact import LEVELS, CompactNetwork, equalise
+from flawflow.backbones.compact import JOINED, LEVELS, WIDTHS, CompactNetwork, equalise
 from flawflow.backbones.library import CHOICE, fetch_weights, known_weights, verify_weights
 from flawflow.cli import main
 from flawflow.errors import FlawflowError, OptionError, WeightsError
@@ -56,7 +56,7 @@ def test_any_input_size_gives_every_level(size: int) -> None:
     backbone = build_backbone(BackboneSpec(COMPACT, tuple(range(LEVELS))), size)
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     side = -(-size // 4)
-    assert backbone(images).shape == (2, 64 + 128 + 256 + 256, side, side)
+    assert backbone(images).shape == (2, sum(WIDTHS) + JOINED, side, side)
 
 
 def test_it_judges_each_image_alone() -> None:
