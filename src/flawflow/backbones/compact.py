@@ -14,7 +14,8 @@ LEVELS = len(WIDTHS) + 1
 JOINED = 256  # channels of the joined map at stride 8
 FLOOR = 1e-3
 LICENCE = "apache-2.0"
-EMBEDDED_SHA256 = ""  # of the weights file that comes with the package
+# Of the weights file that comes with the package.
+EMBEDDED_SHA256 = "ba691b64fb88f62ebf40b3e2e21ef64616551c94713d18dedfd9e03283b8950c"
 NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and spread of its input, of values in [0, 1]
 
 
