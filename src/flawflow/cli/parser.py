@@ -37,6 +37,8 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         "--bundle", action="store_true", help="put the backbone into the file too: it then needs no timm and no weights"
     )
     _budget(parser)
+    parser.add_argument("--report", type=Path, help="the page about the fit (default: the detector's name with .html)")
+    parser.add_argument("--no-report", action="store_true", help="write no page")
     _common(parser)
 
 
