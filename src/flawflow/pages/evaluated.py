@@ -140,8 +140,8 @@ def _decided(detector: Detector, evaluation: Evaluation, prefix: str) -> Section
     mark = Mark(f"threshold {decision.threshold:.4g}", decision.threshold)
     chart = histogram_chart("Scores of the test images", groups, "anomaly score", [mark])
     kinds = _kinds(evaluation, called)
-    table = ("kind", "images", "AUROC", "above threshold", "share")
-    return Section(f"{prefix}Decision", promise(decision), facts, (), [chart], table, kinds)
+    table = ("kind", "images", "AUROC", "called defective")
+    return Section(f"{prefix}Decision", promise(decision), facts, table, kinds, charts=[chart])
 
 
 def _kinds(evaluation: Evaluation, called: NDArray[np.bool_]) -> list[tuple[str, ...]]:
@@ -155,7 +155,7 @@ def _kinds(evaluation: Evaluation, called: NDArray[np.bool_]) -> list[tuple[str,
         if kind != GOOD and good.size:
             labels = np.repeat([False, True], [good.size, scores.size])
             area = _number(auroc(np.concatenate([good, scores]), labels))
-        rows.append((kind, f"{scores.size}", area, f"{hits}", percent(hits / scores.size)))
+        rows.append((kind, f"{scores.size}", area, f"{hits} ({percent(hits / scores.size)})"))
     return rows
 
 
@@ -171,7 +171,7 @@ def _curves(evaluation: Evaluation, prefix: str) -> list[Section]:
         rates = np.unique(np.concatenate([np.linspace(0, _LIMIT, 121), np.geomspace(1e-4, _LIMIT, 40)]))
         overlap = overlap_curve(evaluation.maps, masks, rates)
         x = Axis("false-positive rate (share of good pixels)", 0, _LIMIT)
-        y = Axis("mean overlap of a defect's region", 0, 1)
+        y = Axis("mean overlap with a defect", 0, 1)
         charts.append(line_chart("Per-region overlap", [Line("", rates.tolist(), overlap.tolist(), "bad")], x, y))
     if not charts:
         return []
@@ -184,12 +184,13 @@ def _curves(evaluation: Evaluation, prefix: str) -> list[Section]:
 
 def _gallery_section(detector: Detector, evaluation: Evaluation, prefix: str, shown: Markup) -> Section:
     wrong = int(((evaluation.scores > detector.decision().threshold) != evaluation.labels).sum())
-    first = (
-        f"{wrong} of {len(evaluation.samples)} images are on the wrong side of the threshold; they come first, the "
-        "worst foremost, the others by falling score."
-        if wrong
-        else f"All {len(evaluation.samples)} images are on the right side of the threshold; the highest score comes first."
-    )
+    total = len(evaluation.samples)
+    first = f"All {total} images are on the right side of the threshold; the highest score comes first."
+    if wrong:
+        first = (
+            f"{wrong} of {total} images {'is' if wrong == 1 else 'are'} on the wrong side of the threshold: errors "
+            "come first, the worst foremost, then all others by falling score."
+        )
     text = (
         f"{first} Point at a picture, or tap it, to see it bare. The heat map begins where a place is more anomalous "
         "than 99.9 % of the places of held-out good images; the white outline is the true defect."

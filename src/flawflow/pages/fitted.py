@@ -57,10 +57,6 @@ def _learned(detector: Detector) -> Section:
     facts = [
         ("good images learned", f"{known.get('learned_from')}"),
         ("good images held out", f"{known.get('held_out')}"),
-        ("recipe", recipe.name),
-        ("backbone", recipe.backbone.name),
-        ("input", f"{recipe.size} px"),
-        ("seed", f"{known.get('seed')}"),
     ]
     history = known.get("history", [])
     kept = [entry for entry in history if entry["epoch"] + 1 == kept_number(history)]
@@ -71,7 +67,12 @@ def _learned(detector: Detector) -> Section:
         "were held out, to choose the epoch and to set the threshold. The validation numbers are measured on "
         f"{known.get('selected_on')}; defects of the real product may be easier or harder."
     )
-    return Section("What was learned", text, facts=facts)
+    pairs = [
+        ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
+        ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
+        ("backbone, input", f"{recipe.backbone.name}, {recipe.size} × {recipe.size} pixels"),
+    ]
+    return Section("What was learned", text, facts=facts, pairs=pairs)
 
 
 def _promised(detector: Detector, pictures: Sequence[Picture]) -> Section:
@@ -98,8 +99,8 @@ def _shown(detector: Detector, pictures: Sequence[Picture]) -> list[Section]:
     drawn = gallery("g0", (pictures[i] for i in order), len(order), low, high, ROOM, truth="synthetic defect")
     text = (
         f"{int(called.sum())} of {len(pictures)} synthetic defects on held-out good images score above the threshold; "
-        "those that do not come first. They are there to judge the training by, and many are fainter than a defect "
-        "that matters. Point at a picture, or tap it, to see it bare; the white outline is what was changed."
+        "any that do not come first. They are there to judge the training by, and real defects may be easier or "
+        "harder. Point at a picture, or tap it, to see it bare; the white outline is what was changed."
     )
     return [Section("Synthetic defects on held-out images", text, gallery=drawn)]
 

@@ -19,7 +19,7 @@ Markup = NewType("Markup", str)
 Tone = Literal["good", "bad", "ink", "soft"]
 
 _WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 42
 _CLOSEST_TICKS = 40
 
 

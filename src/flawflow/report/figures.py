@@ -222,7 +222,7 @@ def histogram_figure(
         axis.axvline(threshold, color=_INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.4g}")
     axis.set_xlabel("anomaly score")
     axis.set_ylabel("images")
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="upper right")
     _plain(axis)
     return _png(figure)
 

@@ -95,7 +95,7 @@ def gallery(
         InputError: there is no picture, or a map is not finite.
     """
     shots: list[str] = []
-    used = wrong = 0
+    used = wrong = defective = 0
     for picture in pictures:
         shot = _shot(picture, low, high)
         if shots and used + len(shot) > room:
@@ -103,14 +103,13 @@ def gallery(
         shots.append(shot)
         used += len(shot)
         wrong += picture.is_defective != picture.is_called
+        defective += picture.is_defective
     if not shots:
         raise InputError("a gallery without pictures: expected at least one")
     rest = total - len(shots)
     note = f"<p>{rest} of {total} images are not shown: they would make the page too large to send around.</p>"
-    return Markup(
-        f'<div class="gallery">{_switches(key, truth, wrong)}<ul class="shots">{"".join(shots)}</ul>'
-        f"{note if rest else ''}</div>"
-    )
+    switches = _switches(key, truth, wrong, 0 < defective < len(shots))
+    return Markup(f'<div class="gallery">{switches}<ul class="shots">{"".join(shots)}</ul>{note if rest else ""}</div>')
 
 
 def heat_layer(anomaly_map: AnomalyMap, low: float, high: float) -> NDArray[np.uint8]:
@@ -142,8 +141,9 @@ def _shot(picture: Picture, low: float, high: float) -> str:
     return (
         f'<li class="{classes}"><label><input type="checkbox" aria-label="bare picture of {escape(picture.name)}">'
         f'<span class="frame" style="aspect-ratio:{width}/{height}">{layers}</span></label>'
-        f'<p><b>{escape(picture.name)}</b><span class="says{" bad" if wrong else ""}">{picture.verdict}</span>'
-        f'<span class="soft">score {picture.score:.4g}, p = {picture.p_value:.3g}</span></p></li>'
+        f"<p><b>{escape(picture.name).replace('/', '/<wbr>')}</b>"
+        f'<span class="says{" bad" if wrong else ""}">{picture.verdict}</span><span class="soft">'
+        f"<span>score {picture.score:.4g}</span> <span>p = {picture.p_value:.3g}</span></span></p></li>"
     )
 
 
@@ -157,9 +157,10 @@ def _truth(truth: Mask | None) -> str:
     return f'<svg class="truth" {box} aria-hidden="true"><path d="{path}"/><path d="{path}"/></svg>'
 
 
-def _switches(key: str, truth: str, wrong: int) -> str:
+def _switches(key: str, truth: str, wrong: int, is_mixed: bool) -> str:
     layers = (("heat", "heat map"), ("truth", truth))
-    kinds = (("all", "all"), ("wrong", f"errors ({wrong})"), ("bad", "defective"), ("good", "good"))
+    kinds = [("all", "all"), ("wrong", f"errors ({wrong})")]
+    kinds += [("bad", "defective"), ("good", "good")] if is_mixed else []
     parts = ['<span class="part">Layers</span>']
     for name, text in layers:
         parts.append(f'<input type="checkbox" class="show-{name}" id="{key}-{name}" checked>')

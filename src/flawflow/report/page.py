@@ -23,12 +23,12 @@ class Section:
         heading: the title of the card.
         text: paragraphs separated by an empty line.
         facts: (label, value) pairs shown large, for the few numbers that matter.
-        pairs: (label, value) pairs shown small, for what is looked up.
-        charts: curves and histograms, side by side where there is room.
         columns: the header of the table.
         rows: the table, each row as long as the header; the first column is left-aligned.
         png: a picture as the bytes of a PNG file.
         caption: a line below the picture, also its text for readers who cannot see it.
+        pairs: (label, value) pairs shown small, for what is looked up.
+        charts: curves and histograms, side by side where there is room, and the table beside them.
         commands: what to type, each a line.
         gallery: the gallery, at the end of the card.
         warning: the card is one to be read first.
@@ -37,12 +37,12 @@ class Section:
     heading: str
     text: str = ""
     facts: Sequence[tuple[str, str]] = ()
-    pairs: Sequence[tuple[str, str]] = ()
-    charts: Sequence[Markup] = ()
     columns: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     png: bytes | None = None
     caption: str = ""
+    pairs: Sequence[tuple[str, str]] = ()
+    charts: Sequence[Markup] = ()
     commands: Sequence[str] = ()
     gallery: Markup | None = None
     warning: bool = False
@@ -81,8 +81,10 @@ def _card(section: Section) -> str:
     parts += [f"<p>{escape(part.strip())}</p>" for part in section.text.split("\n\n") if part.strip()]
     parts.append(_definitions("facts", section.facts))
     if section.charts:
-        parts.append(f'<div class="charts">{"".join(section.charts)}</div>')
-    parts.append(_table(section))
+        # A table beside its chart uses the width of a desktop, and follows it on a phone.
+        parts.append(f'<div class="charts">{"".join(section.charts)}{_table(section)}</div>')
+    else:
+        parts.append(_table(section))
     parts.append(_definitions("pairs", section.pairs))
     parts.append(_picture(section))
     if section.commands:

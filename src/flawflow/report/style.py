@@ -2,7 +2,7 @@
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --ink: #23272f; --soft: #5c6675;
-  --line: #e1e4ea; --accent: #1f7a70; --good: #1f8a7e; --bad: #d9532c; --warn: #fff4e5; --warn-line: #e8a33d;
+  --line: #e1e4ea; --accent: #1f7a70; --good: #1a7a6f; --bad: #c4421c; --warn: #fff4e5; --warn-line: #e8a33d;
   --field: #eef0f3; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14171c; --card: #1d2229; --ink: #e6e9ee; --soft: #a3adbd; --line: #323a45;
@@ -24,7 +24,8 @@ dl { margin: 0 0 .75rem; }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 dt { color: var(--soft); font-size: .85rem; line-height: 1.35; }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .9rem; }
-.facts div { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem .75rem; }
+.facts div { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem .75rem; display: flex;
+  flex-direction: column; justify-content: space-between; }
 .facts dd { font-size: 1.3rem; font-weight: 600; line-height: 1.35; }
 .pairs div { display: grid; grid-template-columns: minmax(6.5rem, 14rem) 1fr; gap: .2rem 1rem; padding: .3rem 0;
   border-bottom: 1px solid var(--line); align-items: baseline; }
@@ -33,6 +34,7 @@ table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-
 th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+@media (max-width: 30rem) { th, td { padding: .4rem .35rem; } table { font-size: .88rem; } }
 pre { margin: 0 0 .75rem; padding: .7rem .9rem; background: var(--field); border-radius: .5rem; overflow-x: auto;
   font: .88rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 figure { margin: 0 0 .75rem; }
@@ -45,6 +47,7 @@ section > :last-child { margin-bottom: 0; }
 CHARTS = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr));
   gap: 1rem 2rem; margin: 0 0 .75rem; }
+.charts .wide { align-self: end; }
 .chart { margin: 0; max-width: 34rem; }
 .chart figcaption { margin: 0 0 .35rem; color: var(--ink); font-size: .95rem; font-weight: 600; }
 .chart svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -58,6 +61,7 @@ CHARTS = """
 .line.soft { stroke: var(--soft); }
 circle.good, .bar.good { fill: var(--good); } circle.bad, .bar.bad { fill: var(--bad); }
 circle.ink { fill: var(--accent); } .bar { opacity: .72; }
+@media (max-width: 30rem) { .chart text { font-size: 14.5px; } }
 .legend { display: flex; flex-wrap: wrap; gap: .15rem 1.1rem; list-style: none; margin: .3rem 0 0; padding: 0;
   font-size: .85rem; color: var(--soft); }
 .legend li::before { content: ""; display: inline-block; width: .8rem; height: .8rem; border-radius: .2rem;
@@ -94,6 +98,7 @@ GALLERY = """
 .shot b { display: block; font-weight: 600; overflow-wrap: anywhere; }
 .shot .says { display: block; color: var(--good); font-weight: 600; }
 .shot .says.bad { color: var(--bad); }
+.shot .soft > span { display: inline-block; margin-right: .5rem; }
 .shot .soft { color: var(--soft); font-variant-numeric: tabular-nums; }
 .show-heat:not(:checked) ~ .shots .heat, .show-truth:not(:checked) ~ .shots .truth,
 .shot input:checked ~ .frame .heat, .shot input:checked ~ .frame .truth { opacity: 0; }
