@@ -15,7 +15,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
     # The page lies in a frame of the width wanted (a window has a least width), and the frame is looked into.
-    *("--allow-file-access-from-files", "--virtual-time-budget=20000"),
+    *("--allow-file-access-from-files", "--force-prefers-reduced-motion", "--virtual-time-budget=20000"),
 )
 PROBE = """<!doctype html><body><iframe id="frame" src="{page}" style="width:{width}px;height:900px;border:0"></iframe>
 <script>

@@ -23,7 +23,6 @@ from flawflow.images import read_image, resize_image
 from flawflow.pages import write_fit_page, write_report
 from flawflow.pages.facts import promise
 from flawflow.report.style import STYLE
-from flawflow.synthesis import changed_pixels
 from flawflow.types import Category
 from test_cli import SMALL
 from test_fitting import RECIPE
@@ -150,7 +149,7 @@ def test_without_outlines_and_without_defects_there_is_still_a_page(
     assert "ROC" in text and "Per-region" not in text and "pixel AP" not in text
     good = replace(category, test=tuple(s for s in category.test if not s.is_defective))
     text = read(write_report(tmp_path / "good", "t", {"good": (detector, evaluate(detector, good))}))
-    assert "all of one kind" in text and "ROC" not in text and "false alarms" in text
+    assert "all of one kind" in text and "ROC, images" not in text and "false alarms" in text
 
 
 def test_a_fit_tells_what_was_learned_and_what_is_promised(fit_page: Path, detector: Detector) -> None:
@@ -174,7 +173,7 @@ def test_a_promise_is_told_as_the_decision_has_it(normals: int, confidence: floa
         assert ("confidence" in text) == (confidence is not None)
 
 
-def test_twins_are_held_out_images_changed_under_their_mask_alone(
+def test_twins_are_held_out_images_changed_under_their_mask(
     twins: tuple[Twin, ...], category: Category, detector: Detector
 ) -> None:
     learned, held = split(category, detector.recipe, None, 0)
@@ -182,7 +181,8 @@ def test_twins_are_held_out_images_changed_under_their_mask_alone(
     assert twins and not {sample.path.name for sample in learned} & set(paths)
     for twin in twins:
         original = resize_image(read_image(paths[twin.name.split("/")[1]]), detector.recipe.size)
-        assert np.array_equal(twin.mask, changed_pixels(original, twin.image)) and twin.mask.any()
+        change = np.abs(twin.image.astype(float) - original).max(axis=2)
+        assert twin.mask.any() and change[twin.mask].mean() > 3 * change[~twin.mask].mean()
     again = held_out_twins(detector, category, None, 0, count=3)
     assert [t.name for t in again] == [t.name for t in twins[:3]]
     assert all(np.array_equal(a.image, b.image) for a, b in zip(again, twins, strict=False))
