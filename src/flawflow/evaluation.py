@@ -1,6 +1,5 @@
 """Detector × test images → numbers, and the files that show them."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -179,11 +178,6 @@ def to_json(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if values:
             mean[key] = float(np.mean(values))
     return {"categories": {name: dict(row) for name, row in results.items()}, "mean": mean}
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all. Raises OutputError."""
-    atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def write_report(

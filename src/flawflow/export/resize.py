@@ -1,11 +1,11 @@
 """The resize of `images.resize_image` as an ONNX graph for images of any size: Pillow's Lanczos filter to the bit.
 
-Pillow resamples 8-bit images in two passes, along the rows' length first, each rounded to whole grey levels (from version
-13 on it begins with the other axis where that one shrinks far more). A pass weighs the pixels
-below a window of 3 · max(scale, 1) to either side with the normalised Lanczos kernel, its coefficients rounded to
-multiples of 2⁻²² (Pillow, src/libImaging/Resample.c). Here too the coefficients are computed in double precision and
-rounded so. Each is then cut into three digits of 8 bits, whose products with grey levels single precision adds up
-without any rounding; the carries give the very sum of Pillow's integers.
+Pillow resamples 8-bit images in two passes, each rounded to whole grey levels: first along the width, from version 13
+on first along the height where that one shrinks far more. A pass weighs the pixels below a window of 3 · max(scale, 1)
+to either side with the normalised Lanczos kernel, its coefficients rounded to multiples of 2⁻²² (Pillow,
+src/libImaging/Resample.c). Here too the coefficients are computed in double precision and rounded so. Each is then cut
+into three digits of 8 bits, whose products with grey levels single precision adds up without any rounding; the carries
+give the very sum of Pillow's integers.
 
 A block of neighbouring outputs shares one window of inputs, so that the work grows with the image's pixels and not
 with their product with the output's side.
@@ -53,7 +53,7 @@ class _Nodes:
 def resize_model(size: int) -> onnx.ModelProto:
     """uint8 RGB ``image`` (H, W, 3) of any size → uint8 ``pixels`` (1, size, size, 3)."""
     build = _Nodes()
-    tall = _rows_first(build, size) if pillow_turns() else build.value(False, np.bool_)
+    tall = _height_first(build, size) if pillow_turns() else build.value(False, np.bool_)
     turned = _transposed(build, tall, "image", (2, 1, 0), (2, 0, 1))
     planes = build.op("Cast", turned, to=TensorProto.FLOAT)
     narrow = _resample(build, planes, size)
@@ -71,14 +71,14 @@ def resize_model(size: int) -> onnx.ModelProto:
 
 
 def pillow_turns() -> bool:
-    """Whether this Pillow begins with the rows of tall images; it does from version 13 on, which changes the rounding."""
+    """Whether this Pillow begins with the height of tall images, as from version 13 on."""
     noise = np.random.default_rng(0).integers(0, 256, (96, 12, 3), np.uint8)
     picture, lanczos = PIL.Image.fromarray(noise), PIL.Image.Resampling.LANCZOS
     return picture.resize((16, 16), lanczos) == picture.resize((12, 16), lanczos).resize((16, 16), lanczos)
 
 
-def _rows_first(build: _Nodes, size: int) -> str:
-    """When Pillow 13 begins with the rows: H − size > 2 · max(W − size, 0). Found by trying, see the tests."""
+def _height_first(build: _Nodes, size: int) -> str:
+    """When Pillow 13 begins with the height: H − size > 2 · max(W − size, 0). Found by trying, see the tests."""
     side, nothing = build.value([size]), build.value([0])
     height = build.op("Sub", build.op("Shape", "image", start=0, end=1), side)
     width = build.op("Max", build.op("Sub", build.op("Shape", "image", start=1, end=2), side), nothing)
@@ -172,5 +172,7 @@ def _carry(build: _Nodes, sums: str) -> str:
     digit = build.value(_DIGIT, np.float32)
     low = build.op("Floor", build.op("Div", parts[2], digit))
     middle = build.op("Floor", build.op("Div", build.op("Add", parts[1], low), digit))
-    high = build.chain(parts[0], ("Add", middle), ("Add", build.value(32, np.float32)), ("Div", build.value(64, np.float32)))
+    high = build.chain(
+        parts[0], ("Add", middle), ("Add", build.value(32, np.float32)), ("Div", build.value(64, np.float32))
+    )
     return build.op("Clip", build.op("Floor", high), build.value(0, np.float32), build.value(255, np.float32))

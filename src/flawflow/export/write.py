@@ -43,7 +43,6 @@ def detector_model(detector: Detector, about: Mapping[str, Any], slack: float) -
 
 
 def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
-    buffer = io.BytesIO()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -56,15 +55,14 @@ def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
                 external_data=False,
                 verbose=False,
             )
-            assert program is not None
-            program.save(buffer)
     except torch.onnx.errors.OnnxExporterError as cause:
         reason = str(cause).strip().splitlines()[0]
         raise OptionError(
             f"this detector's backbone {graph.recipe.backbone.name} cannot be written as ONNX ({reason}): "
             "export one with another backbone"
         ) from cause
-    model = onnx.load_from_string(buffer.getvalue())
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     return model
 
