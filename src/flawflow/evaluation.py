@@ -1,12 +1,10 @@
 """Detector × test images → numbers."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
 from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
-from flawflow.files import atomic_write
 from flawflow.images import read_mask, resize_mask
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
 from flawflow.types import Category, Sample
@@ -170,8 +167,3 @@ def to_json(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if values:
             mean[key] = float(np.mean(values))
     return {"categories": {name: dict(row) for name, row in results.items()}, "mean": mean}
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all. Raises OutputError."""
-    atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The command line: ``flawflow demo|fit|inspect|evaluate|benchmark|synthesize``."""
+"""The command line: ``flawflow COMMAND``, one module a command."""
 
 import io
 import os

@@ -22,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     _evaluate(commands.add_parser("evaluate", help="measure a detector on test images with known defects"))
     _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
     _synthesize(commands.add_parser("synthesize", help="look at the synthetic defects before you trust them"))
+    _export(commands.add_parser("export", help="write a detector for ONNX Runtime or OpenVINO, with a certificate"))
     return parser
 
 
@@ -60,7 +61,7 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' or 'flawflow export' wrote")
     parser.add_argument("images", type=Path, nargs="+", help="image files or folders of images")
     parser.add_argument("-o", "--output", type=Path, help="folder for heat-map overlays and table.csv")
     parser.add_argument("--json", type=Path, help="write the results to this file")
@@ -110,6 +111,14 @@ def _budget(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="how surely that holds: 0.9 or 90%%, or 'average' (default: the detector's, 0.9 at the fit)",
     )
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="onnx (default) or openvino")
+    parser.add_argument("-o", "--output", type=Path, help="the .onnx or .xml file (default: named as the detector)")
+    parser.add_argument("--samples", type=Path, help="folder of images to compare with (default: drawn ones)")
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: as at the fit)")
 
 
 def _loading(parser: argparse.ArgumentParser) -> None:
