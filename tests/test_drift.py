@@ -127,7 +127,15 @@ def test_warm_up_alone_can_be_the_reference_and_gives_no_alarm() -> None:
 
 
 def test_unusable_settings_rows_and_states_are_refused() -> None:
-    for wrong in ({"rate": 0.0}, {"rate": 1.0}, {"defects": 0.5}, {"defects": -0.1}, {"warm_up": -1}, {"limit": 3}):
+    for wrong in (
+        {"rate": 0.0},
+        {"rate": 1.0},
+        {"defects": 0.5},
+        {"defects": -0.1},
+        {"warm_up": -1},
+        {"limit": 3},
+        {"seed": -1},
+    ):
         with pytest.raises(OptionError, match="expected"):
             DriftSettings(**wrong)
     with pytest.raises(OptionError, match="--warm-up"):

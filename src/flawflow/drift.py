@@ -112,6 +112,8 @@ class DriftSettings:
             raise OptionError(f"the false-alarm rate is {self.rate:g} an image: expected a number between 0 and 1")
         if not 0 <= self.defects <= 0.3:
             raise OptionError(f"the share of defects is {self.defects:g}: expected a number from 0 to 0.3")
+        if self.seed < 0:
+            raise OptionError(f"the seed is {self.seed}: expected a whole number of at least 0")
         if self.warm_up < 0 or self.limit < 2 * LEAST_ROWS:
             raise OptionError(
                 f"warm-up is {self.warm_up} and limit {self.limit}: expected 0 or more and {2 * LEAST_ROWS} or more"

@@ -1,4 +1,4 @@
-"""The command line: ``flawflow demo|fit|inspect|evaluate|benchmark|synthesize``."""
+"""The command line: ``flawflow demo|fit|inspect|watch|evaluate|benchmark|synthesize``."""
 
 import io
 import os
