@@ -35,6 +35,11 @@ def refer(detector: Detector, images: Sequence[Image | Path]) -> Reference:
     return Reference(tuple(tuple(follow(detector, image)[1].tolist()) for image in images))
 
 
+def extend(reference: Reference | None, detector: Detector, images: Sequence[Image | Path]) -> Reference:
+    """The reference with further good images; None = from these alone."""
+    return Reference((reference.rows if reference else ()) + refer(detector, images).rows)
+
+
 def start_monitor(detector: Detector, settings: DriftSettings) -> DriftMonitor:
     """A monitor for a new stream, beginning with the detector's reference, if it has one.
 

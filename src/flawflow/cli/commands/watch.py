@@ -200,8 +200,8 @@ def advice(state: DriftState) -> str:
     moved = ", ".join(f"{name} {value:+.1f}" for name, value in changed)
     return (
         f"DRIFT at image {state.alarm.image}, likely kind: {state.alarm.kind} (recent images, in standard deviations: "
-        f"{moved}): {checks[state.alarm.kind]}; if the new look is to stay, calibrate the detector again on "
-        "recent good images"
+        f"{moved}): {checks[state.alarm.kind]}; if the new look is to stay, recalibrate: "
+        "flawflow calibrate DETECTOR RECENT_GOOD_IMAGES --replace"
     )
 
 
