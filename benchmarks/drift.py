@@ -30,8 +30,13 @@ from flawflow.watching import follow
 LEARN, REFERENCE, STEP, STEPS, CLEAN = 250, 100, 60, 5, 200
 PER_DAY = 1000
 DAILY = (1 / 30, 1.0, 10.0)
-UNITS = {"brightness": 4.0, "blur": 0.25, "shift": 0.8}
-NAMES = {"brightness": "% darker", "blur": "px Gaussian blur", "shift": "% of the width"}
+# Name, what changes, how much in a step, and its unit.
+DRIFTS = (
+    ("brightness, slow", "brightness", 4.0, "% darker"),
+    ("brightness", "brightness", 10.0, "% darker"),
+    ("blur", "blur", 0.25, "px Gaussian blur"),
+    ("shift", "shift", 2.0, "px of 256"),
+)
 
 
 def darker(image: Image, amount: float) -> Image:
@@ -43,9 +48,9 @@ def blurred(image: Image, amount: float) -> Image:
 
 
 def moved(image: Image, amount: float) -> Image:
-    step = np.array([[1, 0, amount / 100 * image.shape[1]], [0, 1, 0]], np.float32)
-    size = (image.shape[1], image.shape[0])
-    return np.asarray(cv2.warpAffine(image, step, size, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    # By whole pixels: anything between would blur as well.
+    places = np.maximum(np.arange(image.shape[1]) - round(amount * image.shape[1] / 256), 0)
+    return image[:, places]
 
 
 CHANGES: dict[str, Callable[[Image, float], Image]] = {"brightness": darker, "blur": blurred, "shift": moved}
@@ -131,18 +136,19 @@ def delays(good: Rows, drifts: dict[str, list[Rows]], orders: int) -> None:
     )
     print("| drift | found | images after its beginning (median, 90 %) | change then | named | first seen in |")
     print("|---|---|---|---|---|---|")
-    for kind, steps in drifts.items():
+    for name, _, size, unit in DRIFTS:
+        steps = drifts[name]
         first = [alarms_of(*drifted_order(good, steps, seed), daily, 0.05, seed)[:1] for seed in range(orders)]
         found = [alarms[0] for alarms in first if alarms and alarms[0].image > CLEAN]
         early = sum(bool(alarms) and alarms[0].image <= CLEAN for alarms in first)
         after = [alarm.image - CLEAN for alarm in found] or [0]
-        step = 1 + (int(np.median(after)) - 1) // STEP
+        reached = (1 + (int(np.median(after)) - 1) // STEP) * size
         named = counted([alarm.kind for alarm in found])
         seen = counted([alarm.statistic for alarm in found])
         middle, late = np.median(after), np.quantile(after, 0.9)
         print(
-            f"| {kind} | {len(found)} of {orders} ({early} too early) | {middle:.0f}, {late:.0f} | "
-            f"{step * UNITS[kind]:g} {NAMES[kind]} | {named} | {seen} |",
+            f"| {name} | {len(found)} of {orders} ({early} too early) | {middle:.0f}, {late:.0f} | "
+            f"{reached:g} {unit} | {named} | {seen} |",
             flush=True,
         )
 
@@ -173,7 +179,7 @@ def plot(good: Rows, last: Rows, bad: Rows, drifts: dict[str, list[Rows]], file:
     places = np.flatnonzero(np.random.default_rng(0).random(len(clean)) < 0.05)
     single[places] = bad[: len(places)]
     streams |= {"none": (reference, clean), "none, 5 % defective": (reference, single)}
-    colours = dict(zip(streams, ("#d95f02", "#7570b3", "#1b9e77", "#888888", "#111111"), strict=True))
+    colours = dict(zip(streams, ("#fdae61", "#d95f02", "#7570b3", "#1b9e77", "#888888", "#111111"), strict=True))
     for name, (first, stream) in streams.items():
         values = evidence(first, stream)
         end = int(np.argmax(values >= 1)) + 1 if (values >= 1).any() else len(values)
@@ -202,12 +208,13 @@ def main() -> None:
     tiles = rows_of(detector, good, work / "good.json")
     bad = rows_of(detector, defective, work / "defective.json")
     rest, stepped = good[: -STEP * STEPS], good[-STEP * STEPS :]
-    drifts: dict[str, list[Rows]] = {kind: [] for kind in CHANGES}
+    drifts: dict[str, list[Rows]] = {name: [] for name, *_ in DRIFTS}
     for step in range(STEPS):
         samples = stepped[step * STEP : (step + 1) * STEP]
-        for kind, unit in UNITS.items():
-            amount = (step + 1) * unit
-            drifts[kind].append(rows_of(detector, samples, work / f"{kind}-{step + 1}.json", kind, amount))
+        for name, kind, size, _ in DRIFTS:
+            amount = (step + 1) * size
+            file = work / f"{kind}-{step + 1}-{amount:g}.json"
+            drifts[name].append(rows_of(detector, samples, file, kind, amount))
     print(f"{len(good)} good tiles unseen, {len(bad)} defective; {len(STATISTICS)} statistics, {len(BETS)} bets each")
     delays(tiles[: len(rest)], drifts, options.orders)
     if options.plot:
