@@ -36,6 +36,7 @@ from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, draw_synthetic, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
 from flawflow.types import Category, Image, Mask, Sample
+from flawflow.watching import refer
 
 Say = Callable[[str], None]
 LEAST_IMAGES = 4
@@ -174,7 +175,9 @@ def fit(
     }
     if say:
         say(_summary(history, provenance))
-    return Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
+    detector = Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
+    detector.reference = refer(detector, good)
+    return detector
 
 
 def checked_seed(seed: int) -> int:

@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("calibrate", help="change how often good images may be called defective, without a new fit")
     )
     _inspect(commands.add_parser("inspect", help="score images and draw what is wrong with them"))
+    _watch(commands.add_parser("watch", help="inspect a folder as it fills, and tell drift from single defects"))
     _evaluate(commands.add_parser("evaluate", help="measure a detector on test images with known defects"))
     _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
     _synthesize(commands.add_parser("synthesize", help="look at the synthetic defects before you trust them"))
@@ -66,6 +67,31 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder for heat-map overlays and table.csv")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     _budget(parser)
+    _loading(parser)
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("folder", type=Path, help="the folder that images arrive in")
+    parser.add_argument("--once", action="store_true", help="deal with what is there and end; exit code 1 = drift")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (default: 2)")
+    parser.add_argument("--per-day", type=int, default=1000, metavar="IMAGES", help="images a day (default: 1000)")
+    parser.add_argument(
+        "--false-alarms-per-day", default="1/30", metavar="RATE", help="false alarms of drift a day (default: 1/30)"
+    )
+    parser.add_argument(
+        "--defects",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="defects up to this share are no drift (default: 0.05)",
+    )
+    parser.add_argument(
+        "--warm-up", type=int, default=0, metavar="N", help="the first N images are good and join the reference"
+    )
+    parser.add_argument("--state", type=Path, help="file to go on from (default: DETECTOR.watch.json)")
+    parser.add_argument("--json", type=Path, help="append one JSON object an image to this file")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the draws that break ties (default: 0)")
     _loading(parser)
 
 

@@ -23,6 +23,7 @@ from flawflow.pages.facts import (
     settings_section,
     training_section,
 )
+from flawflow.recalibration import with_budget
 from flawflow.report import (
     Axis,
     Case,
@@ -65,6 +66,8 @@ def write_report(
     Raises:
         OutputError: the folder cannot be written.
     """
+    if budget is not None:
+        results = {name: (with_budget(detector, budget), found) for name, (detector, found) in results.items()}
     sections: list[Section] = []
     if len(results) > 1:
         sections.append(_overview(results))
