@@ -27,7 +27,7 @@ from flawflow.doctor import (
     rank,
     twin_findings,
 )
-from flawflow.errors import DatasetError, FlawflowError, ImageError
+from flawflow.errors import DatasetError, ImageError
 from flawflow.fitting import LEAST_IMAGES
 from flawflow.images import read_levels, read_with_kind
 from flawflow.types import ImageKind, Sample
@@ -53,12 +53,14 @@ class Checkup:
     Attributes:
         folder: where it lies.
         roles: which file plays which part.
+        refused: why the other commands would refuse the folder; None where they would not.
         images: those that can be read, train first.
-        findings: ranked once `finish` was called.
+        findings: in the order in which they were found.
     """
 
     folder: Path
     roles: Roles
+    refused: DatasetError | None = None
     images: list[Read] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -83,38 +85,45 @@ class Checkup:
         }
 
 
-def check_files(folder: Path, *, recipe_holdout: float, budget: Budget | None, seed: int, say: Say) -> Checkup:
-    """All checks but the flow's.
+def open_checkup(folder: Path, seed: int) -> Checkup:
+    """The folder's files by their part, nothing decoded yet.
 
     Args:
         folder: good images, or one product in a known layout, with whatever faults.
-        recipe_holdout: share of the good images that a fit would hold out, in (0, 1).
-        budget: the promise that the images must suffice for; None = say what they suffice for.
         seed: of the split, for datasets that have none.
-        say: gets lines about the progress.
 
     Raises:
         DatasetError: the folder is absent, holds no images, or holds several products.
     """
     roles = find_roles(folder)
     refused = _refusal(folder, seed)
-    if not roles.train and not roles.test:
-        raise refused or DatasetError(f"{folder} holds no images to check")
-    if refused is not None and "several products" in str(refused):
+    if refused is not None and (not (roles.train or roles.test) or "several products" in str(refused)):
         raise refused
-    checkup = Checkup(folder, roles)
-    say(f"reading {len(roles.train)} good and {len(roles.test)} test images")
+    if not (roles.train or roles.test):
+        raise DatasetError(f"{folder} holds no images to check")
+    return Checkup(folder, roles, refused)
+
+
+def check_files(checkup: Checkup, *, holdout: float, budget: Budget | None, say: Say | None = None) -> None:
+    """All checks but the flow's; fills in the readable images and the findings.
+
+    Args:
+        checkup: as `open_checkup` gave it.
+        holdout: share of the good images that a fit would hold out, in (0, 1).
+        budget: the promise that the images must suffice for; None = say what they suffice for.
+        say: gets lines about the progress; None = silent.
+    """
+    if say:
+        say(f"reading {len(checkup.roles.train)} good and {len(checkup.roles.test)} test images")
     broken = _read_all(checkup)
-    say("comparing")
     masks = _mask_findings(checkup)
     checkup.findings += finding("must fix", "unreadable files", "Files that cannot be read: copy them again.", broken)
     checkup.findings += twin_findings([(r.sample, r.part, r.measures) for r in checkup.images])
     checkup.findings += masks
     checkup.findings += kind_findings([(r.sample.path, r.kind) for r in checkup.images])
     checkup.findings += _photometric_findings(checkup)
-    checkup.findings += _count_findings(checkup, recipe_holdout, budget)
-    checkup.findings += _layout_findings(checkup, refused)
-    return checkup
+    checkup.findings += _count_findings(checkup, holdout, budget)
+    checkup.findings += _layout_findings(checkup)
 
 
 def _refusal(folder: Path, seed: int) -> DatasetError | None:
@@ -225,10 +234,10 @@ def _total(needed: int, holdout: float) -> int:
     return max(2 * needed, round(needed / holdout)) if holdout > 0.5 else round(needed / holdout)
 
 
-def _layout_findings(checkup: Checkup, refused: FlawflowError | None) -> list[Finding]:
+def _layout_findings(checkup: Checkup) -> list[Finding]:
     explained = {"missing masks", "masks without an image"} & {found.kind for found in checkup.findings}
     unused = [Case("not used", (path,)) for path in checkup.roles.unused]
     findings = finding("note", "unused images", "Image files that play no part in this layout.", unused)
-    if refused is not None and not explained:
-        findings.append(Finding("must fix", "layout", str(refused)))
+    if checkup.refused is not None and not explained:
+        findings.append(Finding("must fix", "layout", str(checkup.refused)))
     return findings

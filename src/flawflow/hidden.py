@@ -1,7 +1,7 @@
 """Outliers hidden among the good images, and masks that miss the defect: what the flow adds to a check."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from flawflow.backbones import Backbone
 from flawflow.checkup import Checkup, Read
-from flawflow.crossfit import FEWEST, CrossFit, cross_fit, image_maps
+from flawflow.crossfit import FEWEST, CrossFit, cross_fit, image_map
 from flawflow.doctor import Case, Finding, finding, robust_z
 from flawflow.errors import ImageError
+from flawflow.features import FeatureJob, ImageSource
 from flawflow.images import read_mask
 from flawflow.metrics import auroc
 from flawflow.recipe import Recipe
@@ -75,14 +76,19 @@ def hidden_outliers(
 
     Args:
         checkup: the folder, its files already checked.
-        recipe, backbone, store, seed, device, say: as for `cross_fit`.
+        recipe: its size, flow and scoring are used.
+        backbone: built from the recipe, on the device.
+        store: where the features are kept.
+        seed, device, say: as for `cross_fit`.
     """
     good = list({one.measures.pixels: one for one in reversed(checkup.good)}.values())[::-1]
     if len(good) < FEWEST:
         text = f"{len(good)} different good images are too few to judge one by the others: expected {FEWEST}."
         return Hidden([Finding("note", "no search for hidden outliers", text)])
     paths = [one.sample.path for one in good]
-    fitted = cross_fit(paths, recipe, backbone, store, seed=seed, device=device, say=say)
+    plain = replace(recipe.synthesis, sharpness=0.0)
+    job = FeatureJob(ImageSource(paths, recipe.size, keep=0), backbone, plain, seed, device)
+    fitted = cross_fit(job.build(store, 1, False, say).normal[0], recipe, seed=seed, device=device, say=say)
     hidden = _ordered(paths, fitted)
     outlined = [one for one in checkup.images if one.sample.mask_path is not None]
     if outlined:
@@ -130,7 +136,7 @@ def _misplaced(
         cells = _cells(one, backbone.grid)
         if cells is None or cells.all() or not cells.any():
             continue
-        local = image_maps(fitted.flow, [one.sample.path], recipe, backbone, device)[0]
+        local = image_map(fitted.flow, one.sample.path, recipe, backbone, device)
         value = auroc(local.ravel(), cells.ravel())
         if value < _ELSEWHERE and one.sample.mask_path is not None:
             text = f"AUROC {value:.2f} between the mask and what looks odd"

@@ -188,14 +188,15 @@ def _kind(path: Path, picture: PIL.Image.Image) -> ImageKind:
 
 
 def _bits(path: Path, picture: PIL.Image.Image) -> int:
-    """Bits per channel as stored: the decoder says nothing of 16-bit colour, which it reduces to 8 bit."""
+    """Bits per channel as stored, fewer than 8 as 8: the decoder says nothing of 16-bit colour, which it reduces."""
+    stored = {"I": 32, "F": 32}.get(picture.mode, 16 if picture.mode.startswith("I;16") else 8)
     if picture.format == "PNG":
         with path.open("rb") as file:
-            return file.read(25)[24]  # in the header chunk, after signature, length, name, width and height
-    stored = getattr(picture, "tag_v2", {}).get(_TIFF_BITS)
-    if stored:
-        return int(max(stored) if isinstance(stored, tuple) else stored)
-    return {"1": 1, "I": 32, "F": 32}.get(picture.mode, 16 if picture.mode.startswith("I;16") else 8)
+            stored = file.read(25)[24]  # in the header chunk, after signature, length, name, width and height
+    elif picture.format == "TIFF":
+        bits = getattr(picture, "tag_v2", {}).get(_TIFF_BITS, stored)
+        stored = max(bits) if isinstance(bits, tuple) else int(bits)
+    return max(8, stored)
 
 
 def _check_file(path: Path) -> None:

@@ -26,7 +26,7 @@ class ImageKind:
     Attributes:
         format: the decoder's name, e.g. ``"PNG"``, whatever the file is called.
         colours: ``"grey"``, ``"colour"``, ``"grey with transparency"`` or ``"colour with transparency"``.
-        bits: per channel: 1, 8, 16 or 32.
+        bits: per channel: 8 (also for fewer), 16 or 32.
         width, height: pixels, upright.
     """
 

@@ -126,14 +126,14 @@ def _register(first: Levels, second: Levels) -> Levels | None:
         )
     except cv2.error:  # it does not converge: the images have nothing in common
         return None
-    return warp
+    return np.asarray(warp, np.float32)
 
 
 def _standard(levels: Levels) -> Levels:
     return np.asarray((levels - levels.mean()) / (levels.std() + 1e-6), np.float32)
 
 
-def _resized(levels: NDArray[np.generic], side: int) -> Levels:
+def _resized(levels: Levels | NDArray[np.uint8], side: int) -> Levels:
     return np.asarray(cv2.resize(levels, (side, side), interpolation=cv2.INTER_AREA), np.float32)
 
 

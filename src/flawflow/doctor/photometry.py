@@ -53,7 +53,7 @@ def measure(image: Image) -> Measures:
     small = np.asarray(cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8)
     red, _, blue = image.reshape(-1, 3).mean(axis=0).tolist()
     name = hashlib.sha256(repr(image.shape).encode())
-    name.update(np.ascontiguousarray(image))
+    name.update(image.tobytes())
     return Measures(
         small,
         min(grey.shape),

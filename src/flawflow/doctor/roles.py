@@ -66,8 +66,8 @@ def find_roles(folder: Path) -> Roles:
         draft.train += [Sample(path) for path in _images(folder) or files]
     used = {s.path for s in draft.train + draft.test} | {s.mask_path for s in draft.test} | set(draft.orphans)
     unused = (path for path in files if path not in used and not _is_free_mask(folder, path))
-    parts = (tuple(sorted(samples, key=lambda s: s.path)) for samples in (draft.train, draft.test))
-    return Roles(*parts, tuple(draft.bare), tuple(draft.orphans), tuple(unused))
+    train, test = (tuple(sorted(samples, key=lambda s: s.path)) for samples in (draft.train, draft.test))
+    return Roles(train, test, tuple(draft.bare), tuple(draft.orphans), tuple(unused))
 
 
 def _mvtec_like(folder: Path, draft: _Draft) -> None:

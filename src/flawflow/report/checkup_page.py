@@ -91,7 +91,7 @@ def _sheet(pictures: Sequence[tuple[Image, str]]) -> bytes | None:
 
 def _line(names: Sequence[str], start: int, across: int) -> str:
     row = names[start : start + across]
-    return "    ".join(f"{start + number}: {Path(name).name}" for number, name in enumerate(row, start=1))
+    return " · ".join(f"{start + number}: {Path(name).name}" for number, name in enumerate(row, start=1))
 
 
 def _white() -> Image:

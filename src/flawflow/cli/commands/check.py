@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flawflow.backbones import Backbone, build_backbone
 from flawflow.calibration import Budget
-from flawflow.checkup import Checkup, check_files
+from flawflow.checkup import Checkup, check_files, open_checkup
 from flawflow.cli.common import check_output, chosen_recipe, say, store_options
 from flawflow.detector import resolve_device
 from flawflow.doctor import Finding, rank
@@ -27,13 +27,14 @@ def run(arguments: argparse.Namespace) -> int:
     recipe, budget = chosen_recipe(arguments), _budget(arguments.false_alarms)
     folder: Path = arguments.folder
     output = arguments.output or Path(f"{folder.resolve().name}-check")
+    checkup = open_checkup(folder, arguments.seed)
     # What the flow needs is asked for first: its want should not be told after minutes of reading.
     backbone = None if arguments.quick else _backbone(recipe, arguments.weights)
     resolve_device(arguments.device)
-    checkup = check_files(folder, recipe_holdout=recipe.holdout, budget=budget, seed=arguments.seed, say=say)
     writable_folder(output)
     if arguments.json is not None:
         check_output(arguments.json)
+    check_files(checkup, holdout=recipe.holdout, budget=budget, say=say)
     hidden = None if backbone is None else _hidden(checkup, recipe, backbone, arguments)
     if hidden is not None:
         checkup.findings += hidden.findings
@@ -53,9 +54,10 @@ def _budget(text: str | None) -> Budget | None:
     if text is None:
         return None
     try:
-        return Budget(float(Fraction(text)))
+        rate = float(Fraction(text))
     except (ValueError, ZeroDivisionError) as error:
         raise OptionError(f"--false-alarms {text}: expected a rate such as 0.001 or 1/1000") from error
+    return Budget(rate)
 
 
 def _backbone(recipe: Recipe, weights: Path | None) -> Backbone:
