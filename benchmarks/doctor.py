@@ -10,9 +10,11 @@ each. ``hidden``: defective test images among 200 good ones; the rank of each.
 """
 
 import argparse
+import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,8 +25,8 @@ import torch
 from flawflow.backbones import build_backbone
 from flawflow.checkup import Checkup, check_files, open_checkup
 from flawflow.crossfit import cross_fit
-from flawflow.features import extract
-from flawflow.images import read_image, resize_image
+from flawflow.features import FeatureJob, ImageSource, views
+from flawflow.fitting import StoreOptions
 from flawflow.recipe import named_recipe
 
 Picture = PIL.Image.Image
@@ -37,15 +39,22 @@ def resized(picture: Picture, share: float) -> Picture:
     return picture.resize(size, PIL.Image.Resampling.LANCZOS)
 
 
-CHANGES: dict[str, tuple[str, Callable[[Picture], Picture], dict[str, int]]] = {
-    "exact": (".png", lambda p: p, {}),
-    "JPEG 95": (".jpg", lambda p: p, {"quality": 95}),
-    "JPEG 60": (".jpg", lambda p: p, {"quality": 60}),
-    "half the size": (".png", lambda p: resized(p, 0.5), {}),
-    "30 % of the size": (".png", lambda p: resized(p, 0.3), {}),
-    "brightness × 1.1": (".png", lambda p: p.point(lambda v: min(255, v * 1.1)), {}),
-    "brightness × 0.8": (".png", lambda p: p.point(lambda v: v * 0.8), {}),
-    "cropped by 2 pixels": (".png", lambda p: p.crop((2, 2, p.width, p.height)), {}),
+def saved(picture: Picture, quality: int) -> Picture:
+    """As a JPEG file of that quality shows it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return PIL.Image.open(buffer)
+
+
+CHANGES: dict[str, Callable[[Picture], Picture]] = {
+    "exact": lambda p: p,
+    "JPEG 95": lambda p: saved(p, 95),
+    "JPEG 60": lambda p: saved(p, 60),
+    "half the size": lambda p: resized(p, 0.5),
+    "30 % of the size": lambda p: resized(p, 0.3),
+    "brightness × 1.1": lambda p: p.point(lambda v: min(255, v * 1.1)),
+    "brightness × 0.8": lambda p: p.point(lambda v: v * 0.8),
+    "cropped by 2 pixels": lambda p: p.crop((2, 2, p.width, p.height)),
 }
 
 
@@ -67,12 +76,12 @@ def plant_copies(folder: Path, seed: int) -> Iterator[tuple[str, Path, Path]]:
     """(kind, original, planted copy), each original copied once."""
     good = sorted((folder / "train/good").glob("*.png"))
     order = iter(np.random.default_rng(seed).permutation(len(good)).tolist())
-    for kind, (suffix, change, options) in CHANGES.items():
+    for kind, change in CHANGES.items():
         for number in range(_EACH):
             original = good[next(order)]
             part = "train/good" if number % 2 else "test/good"
-            planted = folder / part / f"planted_{original.stem}{suffix}"
-            change(PIL.Image.open(original).convert("RGB")).save(planted, **options)
+            planted = folder / part / f"planted_{original.name}"
+            change(PIL.Image.open(original).convert("RGB")).save(planted)
             yield kind, original, planted
 
 
@@ -160,20 +169,23 @@ def three_values(mask: Picture) -> Picture:
     return PIL.Image.fromarray(levels)
 
 
-def hidden(bottle: Path, weights: Path | None, seeds: int) -> None:
+def hidden(bottle: Path, weights: Path | None, seeds: int, store: Path | None) -> None:
     recipe, device = named_recipe("default"), torch.device("cpu")
     backbone = build_backbone(recipe.backbone, recipe.size, weights)
     good = sorted((bottle / "train/good").glob("*.png"))
     bad = [file for file in sorted((bottle / "test").glob("*/*.png")) if file.parent.name != "good"]
     files = good + bad
-    features = np.concatenate([extract(backbone, [resize_image(read_image(f), recipe.size)], device) for f in files])
+    plain, shift = replace(recipe.synthesis, sharpness=0.0), recipe.scoring.shift
+    job = FeatureJob(ImageSource(files, recipe.size), backbone, plain, 0, device, shift)
+    with StoreOptions(store).open() as opened:
+        features = [np.array(view) for view in job.build(opened, len(views(shift)), False, print).normal]
     worst = 0
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         some = 1 + seed % 5
         chosen = rng.permutation(len(good))[:200].tolist()
         planted = (len(good) + rng.permutation(len(bad))[:some]).tolist()
-        scores = cross_fit(features[chosen + planted], recipe, seed=seed, device=device).scores
+        scores = cross_fit([view[chosen + planted] for view in features], recipe, seed=seed, device=device).scores
         ranks = (np.argsort(np.argsort(-scores)) + 1)[200:].tolist()
         worst = max(worst, *ranks)
         names = [f"{files[i].parent.name}/{files[i].name} {rank}" for i, rank in zip(planted, ranks, strict=True)]
@@ -186,6 +198,7 @@ def main() -> None:
     parser.add_argument("bottle", type=Path)
     parser.add_argument("part", choices=("copies", "faults", "hidden"))
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--store", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     match arguments.part:
@@ -194,7 +207,7 @@ def main() -> None:
         case "faults":
             faults(arguments.bottle)
         case "hidden":
-            hidden(arguments.bottle, arguments.weights, arguments.seeds)
+            hidden(arguments.bottle, arguments.weights, arguments.seeds, arguments.store)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A flow for each fold is fitted to the features of the other folds. One of the fi
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from flawflow.backbones import Backbone
 from flawflow.errors import DatasetError
-from flawflow.features import extract
+from flawflow.features import extract, shifted, views
 from flawflow.fitting import highest_level, standardise
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe, ScoringConfig
-from flawflow.scoring import image_scores, location_scores, smooth
+from flawflow.scoring import enlarge, image_scores, location_scores, smooth
 
 FEWEST = 8
 FOLDS = 5
@@ -45,7 +45,7 @@ class CrossFit:
 
 
 def cross_fit(
-    features: NDArray[np.float16],
+    features: Sequence[NDArray[np.float16]],
     recipe: Recipe,
     *,
     seed: int = 0,
@@ -58,8 +58,8 @@ def cross_fit(
     no couplings. That is a Gaussian, which one odd image in a hundred cannot bend, and it takes seconds.
 
     Args:
-        features: (N, C, h, w) of N ≥ ``FEWEST`` good images.
-        recipe: its flow and the smoothing of its maps are used.
+        features: (N, C, h, w) of N ≥ ``FEWEST`` good images, for each of the views that the recipe looks through.
+        recipe: its size, flow, views and the smoothing of its maps are used.
         seed: draws the folds.
         device: where to compute.
         say: gets lines about the progress; None = silent.
@@ -67,34 +67,47 @@ def cross_fit(
     Raises:
         DatasetError: fewer than ``FEWEST`` images.
     """
-    count = len(features)
+    count = len(features[0])
     if count < FEWEST:
         raise DatasetError(f"{count} good images are too few to judge one by the others: expected {FEWEST}")
-    scoring = ScoringConfig("nll", recipe.scoring.sigma, _TOP, _LEVEL)
     order = np.random.default_rng((seed, 2)).permutation(count)
-    scores, maps = np.zeros(count), np.zeros((count, *features.shape[2:]), np.float32)
+    scores, maps = np.zeros(count), np.zeros((count, *features[0].shape[2:]), np.float32)
     flows = []
     for number, fold in enumerate(map(np.sort, np.array_split(order, FOLDS)), start=1):
         if say:
             say(f"hidden outliers: fold {number} of {FOLDS}")
         others = np.setdiff1d(order, fold)
-        learned = features[others[:: math.ceil(len(others) / _MOST_TO_LEARN)]]
-        flow = _gaussian_fit(learned, recipe, seed, device)
-        limit = highest_level(flow, learned, scoring, device)
-        maps[fold] = local_maps(flow, features[fold], scoring.sigma, device)
-        scores[fold] = image_scores(torch.from_numpy(maps[fold]), _TOP, _LEVEL, limit).numpy()
+        others = others[:: math.ceil(len(others) / _MOST_TO_LEARN)]
+        flow, limit = _gaussian_fit([view[others] for view in features], recipe, seed, device)
+        seen = [local_maps(flow, view[fold], recipe.scoring.sigma, device) for view in features]
+        maps[fold] = np.mean(seen, axis=0)
+        scores[fold] = _scores(seen, recipe, limit)
         flows.append(flow)
     return CrossFit(scores, maps, flows[0])
 
 
-def _gaussian_fit(features: NDArray[np.float16], recipe: Recipe, seed: int, device: torch.device) -> Flow:
-    """A flow without couplings, fitted to features (N, C, h, w)."""
-    _, channels, height, width = features.shape
+def _scores(seen: Sequence[NDArray[np.float32]], recipe: Recipe, limit: float) -> NDArray[np.float64]:
+    """Image scores (N,) of one map (N, h, w) a view, put over each other as inspection does it."""
+    scores = []
+    for maps in zip(*seen, strict=True):
+        total = torch.zeros(1, recipe.size, recipe.size)
+        for one, (dy, dx) in zip(maps, views(recipe.scoring.shift), strict=True):
+            total += shifted(enlarge(torch.from_numpy(one)[None], recipe.size), -dy, -dx)
+        scores += image_scores(total / len(seen), _TOP, _LEVEL, limit).tolist()
+    return np.array(scores)
+
+
+def _gaussian_fit(
+    features: Sequence[NDArray[np.float16]], recipe: Recipe, seed: int, device: torch.device
+) -> tuple[Flow, float]:
+    """A flow without couplings, fitted to features (N, C, h, w) of each view, and the highest level of the images."""
+    _, channels, height, width = features[0].shape
     config = replace(recipe.flow, whiten=True, memory=0.0, blocks=1, subnet="pointwise")
     flow = Flow(channels, config, seed, (height, width))
     flow.blocks = torch.nn.ModuleList()
-    standardise(flow, [features])
-    return flow.to(device).eval()
+    standardise(flow, features)
+    flow.to(device).eval()
+    return flow, highest_level(flow, features[0], ScoringConfig("nll", recipe.scoring.sigma, level=_LEVEL), device)
 
 
 @torch.inference_mode()
@@ -104,7 +117,7 @@ def local_maps(flow: Flow, features: NDArray[np.float16], sigma: float, device: 
     for start in range(0, len(features), 8):
         z, log_det = flow(torch.from_numpy(features[start : start + 8].astype(np.float32)).to(device))
         maps.append(smooth(location_scores(z, log_det, "nll"), sigma).cpu().numpy())
-    return np.concatenate(maps)
+    return np.asarray(np.concatenate(maps), np.float32)
 
 
 def image_map(flow: Flow, image: Path, recipe: Recipe, backbone: Backbone, device: torch.device) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from flawflow.checkup import Checkup, Read
 from flawflow.crossfit import FEWEST, CrossFit, cross_fit, image_map
 from flawflow.doctor import Case, Finding, finding, robust_z
 from flawflow.errors import ImageError
-from flawflow.features import FeatureJob, ImageSource
+from flawflow.features import FeatureJob, ImageSource, views
 from flawflow.images import read_mask
 from flawflow.metrics import auroc
 from flawflow.recipe import Recipe
@@ -87,8 +87,10 @@ def hidden_outliers(
         return Hidden([Finding("note", "no search for hidden outliers", text)])
     paths = [one.sample.path for one in good]
     plain = replace(recipe.synthesis, sharpness=0.0)
-    job = FeatureJob(ImageSource(paths, recipe.size, keep=0), backbone, plain, seed, device)
-    fitted = cross_fit(job.build(store, 1, False, say).normal[0], recipe, seed=seed, device=device, say=say)
+    shift = recipe.scoring.shift
+    job = FeatureJob(ImageSource(paths, recipe.size, keep=0), backbone, plain, seed, device, shift)
+    features = job.build(store, len(views(shift)), False, say).normal
+    fitted = cross_fit(features, recipe, seed=seed, device=device, say=say)
     hidden = _ordered(paths, fitted)
     outlined = [one for one in checkup.images if one.sample.mask_path is not None]
     if outlined:

@@ -65,10 +65,9 @@ def groups(pairs: Iterable[Pair]) -> list[tuple[int, ...]]:
 
 
 def _near_pairs(measures: Sequence[Measures], indices: Sequence[int]) -> list[Pair]:
-    mean = (
-        np.mean([measures[i].small for i in indices], axis=0, dtype=np.float32) if indices else np.zeros((SIDE, SIDE))
-    )
-    common = np.asarray(mean, np.float32)
+    common = np.zeros((SIDE, SIDE), np.float32)
+    for i in indices:
+        common += measures[i].small / np.float32(len(indices))
     found = []
     for a, b in _candidates([measures[i].small for i in indices], common):
         i, j = sorted((indices[a], indices[b]))
@@ -99,12 +98,12 @@ def _candidates(smalls: Sequence[NDArray[np.uint8]], common: Levels) -> list[tup
 def likeness(a: Measures, b: Measures, common: Levels, count: int) -> float:
     """Correlation of what two images show beyond ``common``, the mean (SIDE, SIDE) of ``count``, once registered."""
     side = int(np.clip(0.5 * min(a.side, b.side), 48, SIDE))
-    first, second = (np.asarray(one.small, np.float32) for one in (a, b))
+    first, second = (one.small.astype(np.float32) for one in (a, b))
     warp = _register(_resized(first, _ALIGN_SIDE), _resized(second, _ALIGN_SIDE))
     if warp is None:
         return 0.0
     # The mean of the others: with few images the two themselves are a large part of it.
-    others = (common * count - first - second) / (count - 2) if count >= _FEW else np.zeros_like(common)
+    others = np.asarray((common * count - first - second) / max(1, count - 2) * (count >= _FEW), np.float32)
     first, second, others = (_resized(levels, side) for levels in (first, second, others))
     warp[:, 2] *= side / _ALIGN_SIDE
     how = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
