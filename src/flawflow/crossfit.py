@@ -113,14 +113,15 @@ def _gaussian_fit(
 @torch.inference_mode()
 def local_maps(flow: Flow, features: NDArray[np.float16], sigma: float, device: torch.device) -> NDArray[np.float32]:
     """Local negative log-likelihood (N, h, w) of features (N, C, h, w) in nats, smoothed over ``sigma`` cells."""
-    maps = []
+    maps = np.zeros((len(features), *features.shape[2:]), np.float32)
     for start in range(0, len(features), 8):
         z, log_det = flow(torch.from_numpy(features[start : start + 8].astype(np.float32)).to(device))
-        maps.append(smooth(location_scores(z, log_det, "nll"), sigma).cpu().numpy())
-    return np.asarray(np.concatenate(maps), np.float32)
+        maps[start : start + 8] = smooth(location_scores(z, log_det, "nll"), sigma).cpu().numpy()
+    return maps
 
 
 def image_map(flow: Flow, image: Path, recipe: Recipe, backbone: Backbone, device: torch.device) -> NDArray[np.float32]:
     """`local_maps` (h, w) of an image file that no flow has seen. Raises ImageError where it cannot be read."""
     pixels = resize_image(read_image(image), recipe.size)
-    return local_maps(flow, extract(backbone, [pixels], device), recipe.scoring.sigma, device)[0]
+    maps = local_maps(flow, extract(backbone, [pixels], device), recipe.scoring.sigma, device)
+    return np.asarray(maps[0])

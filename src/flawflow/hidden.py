@@ -27,6 +27,8 @@ from flawflow.types import Image
 _LISTED = 10
 _ODD = 5.0
 _ELSEWHERE = 0.5
+_OUTLIERS = "hidden outliers"
+_REST = "the oddest of the rest"
 Say = Callable[[str], None]
 
 
@@ -51,9 +53,9 @@ class Hidden:
         """The order of oddness as JSON values."""
         return [{"image": str(path), "score": score, "z": z} for path, score, z in self.oddest]
 
-    def drawn(self, path: Path, image: Image) -> Image:
-        """The image with what is odd about it aglow, where that is known."""
-        if path not in self.maps:
+    def drawn(self, kind: str, path: Path, image: Image) -> Image:
+        """The image with what is odd about it aglow, in findings of this kind."""
+        if kind not in (_OUTLIERS, _REST) or path not in self.maps:
             return image
         height, width = image.shape[:2]
         enlarged = cv2.resize(self.maps[path], (width, height), interpolation=cv2.INTER_LINEAR)
@@ -107,18 +109,19 @@ def _ordered(paths: Sequence[Path], fitted: CrossFit) -> Hidden:
         i: Case(f"number {n}: {z[i]:.1f} robust standard deviations", (paths[i],), float(z[i]))
         for n, i in enumerate(listed, 1)
     }
-    low, high = np.quantile(fitted.maps, (0.99, 0.9999)).tolist()
+    # Of the median image, so that one which is odd all over does not dim the others.
+    middle, low = (float(np.median(np.quantile(fitted.maps, q, axis=(1, 2)))) for q in (0.5, 0.999))
     return Hidden(
         [
             *finding(
                 "look",
-                "hidden outliers",
+                _OUTLIERS,
                 "Good images that flows fitted to the other good images find unlikely: look whether they show defects.",
                 (case for i, case in cases.items() if z[i] > _ODD),
             ),
             *finding(
                 "note",
-                "the oddest of the rest",
+                _REST,
                 "The good images that are next in the order of oddness; a folder always has some.",
                 (case for i, case in cases.items() if z[i] <= _ODD),
             ),
@@ -126,7 +129,7 @@ def _ordered(paths: Sequence[Path], fitted: CrossFit) -> Hidden:
         [(paths[i], float(fitted.scores[i]), float(z[i])) for i in order],
         {paths[i]: fitted.maps[i] for i in listed},
         low,
-        max(high, low + 1e-6),
+        low + max(low - middle, 1e-6),
     )
 
 

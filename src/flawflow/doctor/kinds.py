@@ -34,35 +34,27 @@ def kind_findings(known: Known) -> list[Finding]:
         *finding(
             "must fix",
             "mixed bit depths",
-            f"Most images have {depths[0]}, {len(depths[1])} have another depth and so another brightness scale: save "
-            "all of them alike.",
+            f"Not {depths[0]} like most images, so probably of another brightness scale: save all of them alike.",
             depths[1],
         ),
         *finding(
             "look",
             "mixed colours",
-            f"Most images are {colours[0]}, {len(colours[1])} are not: a network sees the difference, and transparency "
-            "is laid over black.",
+            f"Not {colours[0]} like most images: a network sees the difference, and transparency is laid over black.",
             colours[1],
         ),
-        *_size_finding(shapes, sizes),
-        *finding(
-            "note",
-            "misnamed files",
-            f"{len(renamed)} files are of another format than their names say; they are read by their content.",
-            renamed,
-        ),
+        *_size_finding(shapes, sizes, len(known)),
+        *finding("note", "misnamed files", "Files of another format than their names say: read by content.", renamed),
     ]
 
 
-def _size_finding(shapes: tuple[str, list[Case]], sizes: tuple[str, list[Case]]) -> list[Finding]:
+def _size_finding(shapes: tuple[str, list[Case]], sizes: tuple[str, list[Case]], count: int) -> list[Finding]:
     if shapes[1]:
-        sentence = (
-            f"Most images are {shapes[0]}, {len(shapes[1])} have other proportions: all are resized to one square, so "
-            "the same part would be squeezed differently; crop them alike."
-        )
+        usual = f"Not {shapes[0]} like most images" if 2 * len(shapes[1]) < count else "Images of many proportions"
+        sentence = f"{usual}: all are resized to one square, so the same part is squeezed differently; crop them alike."
         return finding("look", "mixed proportions", sentence, shapes[1])
-    sentence = f"Most images have {sizes[0]}, {len(sizes[1])} have another size and so another sharpness once resized."
+    usual = f"Not {sizes[0]} like most images" if 2 * len(sizes[1]) < count else "Images of many sizes"
+    sentence = f"{usual}, and so of another sharpness once resized."
     return finding("look", "mixed sizes", sentence, sizes[1])
 
 

@@ -17,7 +17,7 @@ _CELL = 200
 # Together with the tables this keeps the page well under 15 MB: a picture of that size takes 80 kB at most.
 _PICTURES = 120
 
-Thumbnail = Callable[[Path], Image | None]
+Thumbnail = Callable[[str, Path], Image | None]
 
 
 def write_checkup(
@@ -30,7 +30,7 @@ def write_checkup(
         folder: the one that was checked; files are named relative to it.
         findings: ranked.
         facts: (label, value) pairs for the head of the page.
-        thumbnail: gives the picture of a file, uint8 RGB (H, W, 3); None where there is none to show.
+        thumbnail: (kind of the finding, file) → picture, uint8 RGB (H, W, 3); None where there is none to show.
 
     Raises:
         OutputError: the file cannot be written.
@@ -70,7 +70,7 @@ def _pictures(found: Finding, folder: Path, thumbnail: Thumbnail, most: int) -> 
     for file in (file for case in found.cases for file in case.files[:_ACROSS]):
         if len(pictures) >= most:
             break
-        picture = thumbnail(file)
+        picture = thumbnail(found.kind, file)
         if picture is not None:
             pictures.append((picture, _name(file, folder)))
     return pictures

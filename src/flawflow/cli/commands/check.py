@@ -2,6 +2,7 @@
 
 import argparse
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 from flawflow.backbones import Backbone, build_backbone
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         checkup.findings += hidden.findings
     findings = rank(checkup.findings)
     page = output / "index.html"
-    write_checkup(page, folder, findings, _facts(checkup, arguments.quick), lambda path: _thumbnail(path, hidden))
+    write_checkup(page, folder, findings, _facts(checkup, arguments.quick), partial(_thumbnail, hidden))
     if arguments.json is not None:
         oddest = [] if hidden is None else hidden.to_dict()
         write_json(arguments.json, checkup.to_dict() | {"oddest": oddest, "quick": arguments.quick})
@@ -82,13 +83,13 @@ def _facts(checkup: Checkup, quick: bool) -> list[tuple[str, str]]:
     ]
 
 
-def _thumbnail(path: Path, hidden: Hidden | None) -> Image | None:
+def _thumbnail(hidden: Hidden | None, kind: str, path: Path) -> Image | None:
     """The image, with what the flow finds odd where it was asked; None for a file that cannot be read."""
     try:
         image = read_image(path)
     except ImageError:
         return None
-    return image if hidden is None else hidden.drawn(path, image)
+    return image if hidden is None else hidden.drawn(kind, path, image)
 
 
 def _print(findings: tuple[Finding, ...]) -> None:
