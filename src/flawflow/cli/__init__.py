@@ -13,6 +13,8 @@ from flawflow.errors import FlawflowError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for unusable input, 130 when interrupted.
 
+    `check` also ends with 1: something in the folder must be fixed.
+
     A message on standard error says what came, what was expected and what to do; there is no traceback.
     """
     arguments = build_parser().parse_args(argv)

@@ -14,6 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"flawflow {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(commands.add_parser("demo", help="everything once, offline, on generated images; ends with a report"))
+    _check(commands.add_parser("check", help="find what is wrong with a folder of images before a fit"))
     _fit(commands.add_parser("fit", help="learn a product from good images and write a detector file"))
     _calibrate(
         commands.add_parser("calibrate", help="change how often good images may be called defective, without a new fit")
@@ -30,6 +31,24 @@ def build_parser() -> argparse.ArgumentParser:
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="good images, or one product in a known dataset layout")
+    parser.add_argument("-o", "--output", type=Path, help="folder for the page (default: <folder>-check)")
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
+    parser.add_argument(
+        "--false-alarms", metavar="RATE", help="the images must suffice for this promise, e.g. 0.001 or 1/1000"
+    )
+    parser.add_argument("--recipe", default="default", help="default, paper or demo")
+    parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+    _device(parser)
+    _settings(parser)
+    _storing(parser)
+    parser.set_defaults(versions=None)
 
 
 def _fit(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +181,12 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _storing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, help="folder of the feature store (default: in the user's cache)")
+    parser.add_argument("--store-limit", type=float, default=50.0, metavar="GB", help="its size limit (default: 50)")
+    parser.add_argument("--no-store", action="store_true", help="keep no features after the fit")
+
+
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     parser.add_argument("--recipe", default="default", help="default, paper or demo")
     parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
@@ -172,9 +197,7 @@ def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     _device(parser)
     _settings(parser)
     parser.add_argument("--versions", type=int, help="synthetic versions of each image (= --set versions=N)")
-    parser.add_argument("--store", type=Path, help="folder of the feature store (default: in the user's cache)")
-    parser.add_argument("--store-limit", type=float, default=50.0, metavar="GB", help="its size limit (default: 50)")
-    parser.add_argument("--no-store", action="store_true", help="keep no features after the fit")
+    _storing(parser)
     parser.add_argument(
         "--select-on-test",
         action="store_true",
