@@ -14,7 +14,8 @@ from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, ImageError, OutputError
-from flawflow.evaluation import read_masks, to_json, write_json
+from flawflow.evaluation import read_masks, to_json
+from flawflow.files import write_json
 from flawflow.metrics import IMAGE_METRICS, PIXEL_METRICS, image_metrics, pixel_metrics
 from flawflow.types import Category
 from test_fitting import RECIPE

@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
@@ -14,8 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from flawflow.errors import ImageError, OptionError, OutputError
-from flawflow.images import read_image, read_mask, resize_image, resize_mask, write_image
-from flawflow.types import Image
+from flawflow.images import (
+    read_image,
+    read_levels,
+    read_mask,
+    read_with_kind,
+    resize_image,
+    resize_mask,
+    write_image,
+)
+from flawflow.types import Image, ImageKind
 
 RNG = np.random.default_rng(7)
 COLOUR: Image = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
@@ -311,3 +320,43 @@ def test_an_image_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(OutputError, match="it is a folder"):
         write_image(tmp_path / "folder.png", COLOUR)
+
+
+KINDS = {
+    "colour": (PIL.Image.fromarray(COLOUR), "PNG", "colour", 8),
+    "grey": (PIL.Image.fromarray(GREY), "PNG", "grey", 8),
+    "deep grey": (PIL.Image.fromarray(GREY.astype(np.uint16) * 257), "PNG", "grey", 16),
+    "deep TIFF": (PIL.Image.fromarray(GREY.astype(np.uint16) * 257), "TIFF", "grey", 16),
+    "float": (PIL.Image.fromarray(GREY.astype(np.float32) / 255), "TIFF", "grey", 32),
+    "one bit": (PIL.Image.fromarray(GREY > 99), "PNG", "grey", 8),
+    "palette": (PIL.Image.fromarray(COLOUR).quantize(8), "PNG", "colour", 8),
+    "transparent": (PIL.Image.fromarray(COLOUR).convert("RGBA"), "PNG", "colour with transparency", 8),
+    "transparent grey": (PIL.Image.fromarray(GREY).convert("LA"), "PNG", "grey with transparency", 8),
+    "JPEG": (PIL.Image.fromarray(COLOUR), "JPEG", "colour", 8),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_says_of_what_kind_it_is(name: str, tmp_path: Path) -> None:
+    picture, file_format, colours, bits = KINDS[name]
+    path = store(tmp_path, picture, file_format)
+    image, kind = read_with_kind(path)
+    assert kind == ImageKind(file_format, colours, bits, 13, 9)
+    np.testing.assert_array_equal(image, read_image(path))
+
+
+def test_sixteen_bit_colour_is_told_although_it_is_decoded_as_eight(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), COLOUR.astype(np.uint16) * 257)
+    assert read_with_kind(path)[1] == ImageKind("PNG", "colour", 16, 13, 9)
+
+
+def test_the_values_of_a_mask_come_as_they_are_stored(tmp_path: Path) -> None:
+    for values in (GREY, GREY.astype(np.uint16) * 257):
+        np.testing.assert_array_equal(read_levels(store(tmp_path, PIL.Image.fromarray(values))), values)
+    np.testing.assert_array_equal(read_levels(store(tmp_path, PIL.Image.fromarray(COLOUR))), COLOUR.max(axis=2))
+    path = store(tmp_path, PIL.Image.fromarray(GREY))
+    np.testing.assert_array_equal(read_levels(path) != 0, read_mask(path))
+    path.write_bytes(path.read_bytes()[:70])
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        read_levels(path)

@@ -10,10 +10,21 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import roc_curve as sklearn_roc_curve
 
 from flawflow import metrics
 from flawflow.errors import InputError
-from flawflow.metrics import aupro, auroc, auroc_error, average_precision, f1_max, image_metrics, pixel_metrics
+from flawflow.metrics import (
+    aupro,
+    auroc,
+    auroc_error,
+    average_precision,
+    f1_max,
+    image_metrics,
+    overlap_curve,
+    pixel_metrics,
+    roc_curve,
+)
 
 few = settings(max_examples=40, deadline=None)
 
@@ -205,3 +216,36 @@ def test_the_error_of_an_auroc_is_the_spread_over_samples(area: float, positives
     assert auroc_error(area, positives, negatives) == pytest.approx(np.std(areas), rel=0.08)
     assert np.mean(areas) == pytest.approx(area, abs=0.01)
     assert auroc_error(1.0, positives, negatives) == 0.0
+
+
+@few
+@given(scored_labels())
+def test_the_roc_curve_is_that_of_another_implementation(case: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
+    scores, labels = case
+    expected = np.stack(sklearn_roc_curve(labels, scores, drop_intermediate=False)[:2])
+    found = roc_curve(scores, labels)
+    assert found.shape == expected.shape and np.allclose(found, expected)
+    assert np.trapezoid(found[1], found[0]) == pytest.approx(auroc(scores, labels))
+
+
+@few
+@given(map_stacks())
+def test_the_overlap_curve_passes_through_every_threshold(
+    case: tuple[NDArray[np.float32], NDArray[np.bool_]],
+) -> None:
+    maps, masks = case
+    steps = (~masks).sum()
+    rates = np.arange(steps + 1) / steps
+    curve = overlap_curve(maps, masks, rates)
+    assert (np.diff(curve) >= -1e-12).all() and curve[-1] == pytest.approx(1.0)
+    regions = [(i, numbers == n) for i, (numbers, k) in enumerate(map(label_regions, masks)) for n in range(1, k + 1)]
+    highest: dict[int, float] = {}
+    for level in np.unique(maps):
+        hits = maps >= level
+        false, overlap = int((hits & ~masks).sum()), float(np.mean([hits[i][region].mean() for i, region in regions]))
+        highest[false] = max(overlap, highest.get(false, 0.0))
+    assert curve[list(highest)] == pytest.approx(list(highest.values()))
+
+
+def label_regions(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
+    return ndimage.label(mask, structure=np.ones((3, 3)))

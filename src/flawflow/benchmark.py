@@ -11,8 +11,10 @@ from flawflow.datasets import list_categories, open_category
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import DeviceName
 from flawflow.errors import DatasetError, FlawflowError, OptionError
-from flawflow.evaluation import evaluate, numbers, to_json, write_json, write_report
+from flawflow.evaluation import evaluate, numbers, to_json
+from flawflow.files import write_json
 from flawflow.fitting import StoreOptions, fit
+from flawflow.pages import write_report
 from flawflow.recipe import Recipe
 from flawflow.types import Category
 

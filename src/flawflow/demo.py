@@ -6,9 +6,10 @@ from pathlib import Path
 from flawflow.datasets import open_category
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import Detector
-from flawflow.evaluation import Evaluation, evaluate, write_report
+from flawflow.evaluation import Evaluation, evaluate
 from flawflow.files import writable_folder
 from flawflow.fitting import StoreOptions, fit
+from flawflow.pages import write_report
 
 RECIPE = "demo"
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,13 @@ from flawflow.errors import DetectorFileError, OptionError, WeightsError
 from flawflow.features import shifted, views
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
+from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
+from flawflow.reference import Reference
 from flawflow.scoring import enlarge, image_scores, location_scores, smooth
-from flawflow.types import AnomalyMap, Image
+from flawflow.types import Image
+
+__all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device", "score_images"]
 
 _GROUP = 8
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
@@ -37,50 +41,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What a detector says of one image.
-
-    Attributes:
-        score: the raw image score, higher = more anomalous; nats for the score ``nll``; never clipped.
-        p_value: share of normal images that would score as high, in (0, 1]: conformal, from held-out good images.
-        is_defective: the verdict: whether the score is above the threshold of the false-alarm budget.
-        anomaly_map: float32 (size, size), higher = more anomalous, in the units of the score.
-    """
-
-    score: float
-    p_value: float
-    is_defective: bool
-    anomaly_map: AnomalyMap
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What held-out good images scored, for p-values, verdicts and the colours of a heat map.
-
-    Attributes:
-        image_scores: one score a held-out image, ascending.
-        map_peaks: the highest value of each of their maps, ascending.
-        map_median, map_high: median and 99.9 % quantile of their map values.
-        level_limit: the highest level of a training image, see `scoring.image_scores`; None = scores have no level.
-            Of a training image, because what calibrates the scores must not enter into them.
-        budget: the false-alarm budget that verdicts keep unless another one is named.
-    """
-
-    image_scores: tuple[float, ...]
-    map_peaks: tuple[float, ...]
-    map_median: float
-    map_high: float
-    level_limit: float | None = None
-    budget: Budget = field(default_factory=Budget)
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> "Calibration":
-        """Read back what `asdict` gave. Raises TypeError or OptionError for what does not fit."""
-        rows = {name: tuple(values[name]) for name in ("image_scores", "map_peaks")}
-        return Calibration(**{**values, **rows, "budget": Budget(**values["budget"])})
-
-
 class Detector:
     """A fitted detector.
 
@@ -92,6 +52,7 @@ class Detector:
         provenance: where it comes from, JSON values.
         weights_file: the file that the backbone's weights came from, if any; tried again when the detector is loaded.
         bundle: the detector's file carries the backbone: it needs neither timm nor a weights file.
+        reference: statistics of held-out good images, to tell drift from; None = none are kept.
     """
 
     def __init__(
@@ -103,6 +64,7 @@ class Detector:
         provenance: Mapping[str, Any],
         weights_file: Path | None = None,
         bundle: bool = False,
+        reference: Reference | None = None,
     ) -> None:
         self.recipe = recipe
         self.backbone = backbone.eval()
@@ -111,6 +73,7 @@ class Detector:
         self.provenance = dict(provenance)
         self.weights_file = weights_file
         self.bundle = bundle
+        self.reference = reference
 
     @property
     def device(self) -> torch.device:
@@ -178,6 +141,8 @@ class Detector:
             "calibration": json.dumps(asdict(self.calibration)),
             "provenance": json.dumps(self.provenance),
         }
+        if self.reference is not None:
+            header["reference"] = json.dumps(self.reference.to_dict())
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.flow.state_dict().items()}
         if packed is not None:
             header["bundle"] = json.dumps({"graph": packed.graph, "norm": packed.norm})
@@ -208,6 +173,7 @@ class Detector:
             flow.load_state_dict({name: one for name, one in tensors.items() if not name.startswith(_BUNDLED)})
             known = Calibration.from_dict(calibration)
             packed = _packed(header, tensors)
+            reference = Reference.from_dict(json.loads(header["reference"])) if "reference" in header else None
         except (KeyError, TypeError, ValueError, RuntimeError) as cause:
             raise DetectorFileError(
                 f"{path} is a detector file with contents that do not fit together ({first_line(cause)}): "
@@ -226,22 +192,31 @@ class Detector:
                 "with --weights"
             )
         target = resolve_device(device)
-        return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file, packed is not None)
+        bundle = packed is not None
+        return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file, bundle, reference)
 
 
 @torch.inference_mode()
 def score_images(
-    backbone: Backbone, flow: Flow, recipe: Recipe, images: Sequence[Image], device: torch.device
+    backbone: Backbone,
+    flow: Flow,
+    recipe: Recipe,
+    images: Sequence[Image],
+    device: torch.device,
+    latents: list[Tensor] | None = None,
 ) -> Tensor:
     """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
 
-    A view is the image shifted, with the edge repeated; its map is shifted back.
+    A view is the image shifted, with the edge repeated; its map is shifted back. The latents z (B, C, h, w) of each
+    view are added to ``latents``, where given.
     """
     batch = torch.from_numpy(np.stack(images)).to(device)
     seen = views(recipe.scoring.shift)
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
     for dy, dx in seen:
         z, log_det = flow(backbone(shifted(batch, dy, dx)))
+        if latents is not None:
+            latents.append(z.float().cpu())
         maps = location_scores(z, log_det, recipe.scoring.score)
         if flow.memory is not None:
             maps = flow.memory(z, log_det, maps)

@@ -1,12 +1,10 @@
-"""Detector × test images → numbers, and the files that show them."""
+"""Detector × test images → numbers."""
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,18 +15,8 @@ from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
 from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
-from flawflow.files import atomic_write
-from flawflow.images import read_image, read_mask, resize_image, resize_mask
+from flawflow.images import read_mask, resize_mask
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
-from flawflow.report import (
-    Case,
-    Section,
-    curve_figure,
-    evaluation_figure,
-    histogram_figure,
-    pick_cases,
-    write_page,
-)
 from flawflow.types import Category, Sample
 
 _BATCH = 8
@@ -179,58 +167,3 @@ def to_json(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if values:
             mean[key] = float(np.mean(values))
     return {"categories": {name: dict(row) for name, row in results.items()}, "mean": mean}
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON, whole or not at all. Raises OutputError."""
-    atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def write_report(
-    folder: Path, title: str, results: Mapping[str, tuple[Detector, Evaluation]], budget: Budget | None = None
-) -> Path:
-    """Figures and one self-contained page about evaluated categories; returns the page's path.
-
-    For each category: the numbers, image / truth / map of the best, median and worst cases, the scores' histogram
-    with the budget's threshold, and the training curve. Raises OutputError where the folder cannot be written.
-    """
-    sections = []
-    for name, (detector, evaluation) in results.items():
-        line = detector.decision(budget).threshold
-        shown = line if math.isfinite(line) else None
-        figure, histogram = _figure(evaluation), histogram_figure(evaluation.scores, evaluation.labels, shown)
-        atomic_write(folder / f"{name}-cases.png", figure)
-        atomic_write(folder / f"{name}-scores.png", histogram)
-        facts = tuple((key.replace("_", " "), f"{v:.4f}") for key, v in evaluation.metrics.items() if v is not None)
-        label = " The epoch was chosen on test images." if evaluation.selected_on_test else ""
-        about = (
-            f"{int(evaluation.labels.sum())} defective and {int((~evaluation.labels).sum())} good test images; learned "
-            f"from {detector.provenance.get('learned_from')} good images, seed {detector.provenance.get('seed')}, "
-            f"{evaluation.inspect_ms:.0f} ms an image.{label}"
-        )
-        sections.append(Section(name, about, facts=facts, png=figure, caption="image, truth, anomaly map"))
-        sections.append(Section(f"{name}: scores", png=histogram, caption="good against defective test images"))
-        history = detector.provenance.get("history", [])
-        if history:
-            curve = curve_figure([h["epoch"] + 1 for h in history], [h["loss"] for h in history])
-            sections.append(Section(f"{name}: training", png=curve, caption="loss of the validated epochs"))
-    page = folder / "index.html"
-    write_page(page, title, sections)
-    return page
-
-
-def _figure(evaluation: Evaluation) -> bytes:
-    cases = []
-    for index, title in pick_cases(evaluation.scores, evaluation.labels):
-        sample = evaluation.samples[index]
-        cases.append(
-            Case(
-                title=f"{title}: {sample.defect}/{sample.path.name}",
-                image=resize_image(read_image(sample.path), evaluation.maps.shape[1]),
-                truth=None if evaluation.masks is None else evaluation.masks[index],
-                anomaly_map=evaluation.maps[index],
-                score=float(evaluation.scores[index]),
-                is_defective=sample.is_defective,
-            )
-        )
-    return evaluation_figure(cases)

@@ -2,11 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from flawflow.errors import DatasetError, InputError, OutputError
 
@@ -79,6 +81,11 @@ def atomic_write(path: Path, data: bytes) -> None:
         raise write_error(path, error) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON, whole or not at all. Raises OutputError."""
+    atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def writable_folder(path: Path) -> Path:

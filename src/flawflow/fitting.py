@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ from flawflow.images import read_mask, resize_mask
 from flawflow.recipe import Recipe, ScoringConfig, named_recipe
 from flawflow.scoring import image_levels, location_scores, smooth
 from flawflow.store import FeatureStore, make_key, open_store
-from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
+from flawflow.synthesis import SynthesisSettings, automatic_settings, draw_synthetic, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
-from flawflow.types import Category, Sample
+from flawflow.types import Category, Image, Mask, Sample
+from flawflow.watching import refer
 
 Say = Callable[[str], None]
 LEAST_IMAGES = 4
+# Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
+_HELD_OUT = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +101,7 @@ def fit(
         OutputError: the store or the checkpoint cannot be written.
     """
     started = time.perf_counter()
-    if not 0 <= seed < 2**31:
-        raise OptionError(f"the seed is {seed}: expected a whole number of at least 0 and below 2147483648")
+    checked_seed(seed)
     recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
@@ -173,7 +175,16 @@ def fit(
     }
     if say:
         say(_summary(history, provenance))
-    return Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
+    detector = Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
+    detector.reference = refer(detector, good)
+    return detector
+
+
+def checked_seed(seed: int) -> int:
+    """The seed, where it is one. Raises OptionError otherwise."""
+    if not 0 <= seed < 2**31:
+        raise OptionError(f"the seed is {seed}: expected a whole number of at least 0 and below 2147483648")
+    return seed
 
 
 def split(
@@ -213,6 +224,56 @@ def resolve_synthesis(recipe: Recipe, category: Category, source: ImageSource) -
     strokes = replace(chosen.strokes, background=chosen.strokes.background or nsa.background)
     stains = replace(chosen.stains, background=chosen.stains.background or nsa.background)
     return replace(chosen, nsa=nsa, strokes=strokes, stains=stains)
+
+
+def judges(synthesis: SynthesisSettings) -> tuple[SynthesisSettings, SynthesisSettings]:
+    """The two kinds of synthetic defects that a training is judged by.
+
+    Half of what judges is a kind that was not trained on; else the flow best at its own exercises would win.
+    """
+    known = replace(synthesis, sharpness=0.0)
+    return known, replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A held-out good image with a synthetic defect.
+
+    Attributes:
+        name: kind and file, e.g. ``"cutpaste/004.png"``.
+        image: uint8 RGB (size, size, 3).
+        mask: bool (size, size), True where it was changed.
+    """
+
+    name: str
+    image: Image
+    mask: Mask
+
+
+def held_out_twins(
+    detector: Detector, category: Category, shots: int | None, seed: int, count: int = 32
+) -> tuple[Twin, ...]:
+    """The very defects that judged the training of a detector, or the first ``count`` of them.
+
+    Args:
+        detector: a detector that `fit` made of this category, with these shots and this seed.
+        category, shots, seed: as at the fit.
+        count: at most so many, kinds and images taking turns.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    _, held = split(category, detector.recipe, shots, seed)
+    source = ImageSource([s.path for s in held], detector.recipe.size)
+    kinds = judges(detector.recipe.synthesis)
+    twins: list[Twin] = []
+    for index, kind in product(range(len(held)), kinds):
+        if len(twins) == count:
+            break
+        drawn = draw_synthetic(source, len(source), index, 0, seed + _HELD_OUT, kind)
+        if drawn is not None:
+            twins.append(Twin(f"{kind.method}/{held[index].path.name}", drawn.defective, drawn.mask))
+    return tuple(twins)
 
 
 @torch.no_grad()
@@ -299,11 +360,9 @@ def _features(
     learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device, shift)
     with_synthetic = recipe.training.objective != "unsupervised"
     data = learn.build(store, recipe.versions, with_synthetic, say)
-    known = replace(recipe.synthesis, sharpness=0.0)
-    # Half of what judges is a kind that was not trained on; else the flow best at its own exercises would win.
-    unseen = replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
-    # Another seed, so that no held-out defect repeats one that was trained on.
-    held = [FeatureJob(sources[1], backbone, kind, seed + 1_000_003, device, shift) for kind in (known, unseen)]
+    held = [
+        FeatureJob(sources[1], backbone, kind, seed + _HELD_OUT, device, shift) for kind in judges(recipe.synthesis)
+    ]
     sets = [job.build(store, 1, True, say) for job in held]
     return data, FeatureSet(
         sets[0].normal,

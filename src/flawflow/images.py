@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from flawflow.errors import ImageError, OptionError, OutputError
 from flawflow.files import atomic_write
-from flawflow.types import Image, Mask
+from flawflow.types import Image, ImageKind, Mask
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # What decoders raise on damaged files, found by damaging files of every format.
@@ -36,6 +36,7 @@ _BROKEN = (
     struct.error,
     zlib.error,
 )
+_TIFF_BITS = 258  # the tag BitsPerSample
 # The filters for warnings belong to the whole process, so one thread at a time may change them.
 _WARNING_FILTERS = threading.Lock()
 
@@ -60,6 +61,36 @@ def read_image(path: Path) -> Image:
         return _to_rgb(picture)
     except (ValueError, OSError) as error:
         raise ImageError(f"cannot turn {path} (mode {picture.mode}) into an RGB image: {error}") from error
+
+
+def read_with_kind(path: Path) -> tuple[Image, ImageKind]:
+    """What `read_image` gives, and what the file said of itself.
+
+    Raises:
+        ImageError: as for ``read_image``.
+    """
+    picture = _decode(path)
+    kind = _kind(path, picture)
+    try:
+        return _to_rgb(picture), kind
+    except (ValueError, OSError) as error:
+        raise ImageError(f"cannot turn {path} (mode {picture.mode}) into an RGB image: {error}") from error
+
+
+def read_levels(path: Path) -> NDArray[np.generic]:
+    """The values of a mask file as they are stored, (H, W); of a colour mask the highest channel.
+
+    Raises:
+        ImageError: as for ``read_image``.
+    """
+    picture = _decode(path)
+    try:
+        if picture.mode.startswith("I") or picture.mode in ("F", "L", "1"):
+            return np.asarray(picture)
+        levels: NDArray[np.uint8] = _to_rgb(picture).max(axis=2)
+        return levels
+    except (ValueError, OSError) as error:
+        raise ImageError(f"cannot turn {path} (mode {picture.mode}) into a mask: {error}") from error
 
 
 def read_mask(path: Path) -> Mask:
@@ -147,6 +178,25 @@ def _decode(path: Path) -> PIL.Image.Image:
         raise ImageError(f"{path} is too large ({error}); cut it into tiles or scale it down") from error
     except _BROKEN as error:
         raise ImageError(f"{path} is truncated or damaged ({error}); copy it again from its source") from error
+
+
+def _kind(path: Path, picture: PIL.Image.Image) -> ImageKind:
+    colours = "grey" if picture.mode[0] in "1LIF" and picture.mode != "LAB" else "colour"
+    if picture.has_transparency_data:
+        colours += " with transparency"
+    return ImageKind(picture.format or "unknown", colours, _bits(path, picture), picture.width, picture.height)
+
+
+def _bits(path: Path, picture: PIL.Image.Image) -> int:
+    """Bits per channel as stored, fewer than 8 as 8: the decoder says nothing of 16-bit colour, which it reduces."""
+    stored = {"I": 32, "F": 32}.get(picture.mode, 16 if picture.mode.startswith("I;16") else 8)
+    if picture.format == "PNG":
+        with path.open("rb") as file:
+            stored = file.read(25)[24]  # in the header chunk, after signature, length, name, width and height
+    elif picture.format == "TIFF":
+        bits = getattr(picture, "tag_v2", {}).get(_TIFF_BITS, stored)
+        stored = max(bits) if isinstance(bits, tuple) else int(bits)
+    return max(8, stored)
 
 
 def _check_file(path: Path) -> None:

@@ -101,6 +101,45 @@ def aupro(maps: Floats, masks: NDArray[np.bool_], limit: float = 0.3) -> float:
     return _sweep(*_pack_maps(maps, masks), limit).aupro
 
 
+def roc_curve(scores: Floats, labels: Labels) -> NDArray[np.float64]:
+    """The ROC curve (2, K) of scores (N,) for labels (N,): false-positive rates above true-positive rates.
+
+    Both rise from 0 to 1; there is one point a distinct score, after the first one at (0, 0).
+
+    Raises:
+        InputError: the shapes differ, a score is not finite, or only one class is present.
+    """
+    false, true, _ = np.concatenate(list(_curve(*_sorted_scores(scores, labels))), axis=1)
+    is_new = np.append(True, (np.diff(false) > 0) | (np.diff(true) > 0))
+    return np.stack([false[is_new] / false[-1], true[is_new] / true[-1]])
+
+
+def overlap_curve(maps: Floats, masks: NDArray[np.bool_], rates: Floats) -> NDArray[np.float64]:
+    """The per-region overlap (K,), in [0, 1], at false-positive rates (K,): the curve below which `aupro` is the area.
+
+    Args:
+        maps: (N, H, W) float32, higher = more anomalous.
+        masks: (N, H, W) bool, True = defective.
+        rates: rising false-positive rates in [0, 1]; where the curve is vertical, its upper end is given.
+
+    Raises:
+        InputError: the shapes differ, a value is not finite, or there is no defective or no normal pixel.
+    """
+    packed, weights = _pack_maps(maps, masks)
+    packed.sort()
+    normal = masks.size - int(np.count_nonzero(masks))
+    overlap = np.ones(rates.size)
+    for false, _, region in _curve(packed, weights):
+        x = false / normal
+        here = (rates >= x[0]) & (rates < x[-1])
+        left = np.searchsorted(x, rates[here], side="right") - 1
+        share = (rates[here] - x[left]) / (x[left + 1] - x[left])
+        overlap[here] = region[left] + share * (region[left + 1] - region[left])
+        if x[-1] > rates[-1]:
+            break
+    return overlap
+
+
 def image_metrics(scores: Floats, labels: Labels) -> dict[str, float | None]:
     """All image-level metrics of scores (N,) and labels (N,), keyed by ``IMAGE_METRICS``.
 
@@ -146,11 +185,17 @@ def pixel_metrics(maps: Floats, masks: NDArray[np.bool_]) -> dict[str, float | N
 
 
 def _flat_areas(scores: Floats, labels: Labels) -> _Areas:
+    return _sweep(*_sorted_scores(scores, labels), limit=1.0)
+
+
+def _sorted_scores(scores: Floats, labels: Labels) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """As `_pack_maps`, already sorted; all defective elements are one region."""
     _check_flat(scores, labels)
     _check_both(labels)
     packed = _descending_keys(scores).astype(np.uint64) << _SHIFT
     packed |= labels.astype(np.uint64)
-    return _sweep(packed, np.array([0.0, 1.0 / np.count_nonzero(labels)]), limit=1.0)
+    packed.sort()
+    return packed, np.array([0.0, 1.0 / np.count_nonzero(labels)])
 
 
 def _pack_maps(maps: Floats, masks: NDArray[np.bool_]) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:

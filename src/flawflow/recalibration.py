@@ -19,6 +19,7 @@ from flawflow.calibration import Budget, share_interval
 from flawflow.detector import Calibration, Detector, Inspection
 from flawflow.errors import InputError
 from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
+from flawflow.watching import extend
 
 DEFECTS = "defects"
 INTERVAL = 0.95
@@ -95,6 +96,7 @@ def recalibrate(
         )
     changed = copy.copy(detector)
     changed.calibration = _counted(detector, list(fresh.values()), start_anew, progress)
+    changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
     changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
     return Recalibrated(_with_misses(changed), len(fresh), taught, len(files) - taught - len(fresh))
 

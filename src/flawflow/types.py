@@ -20,6 +20,24 @@ GOOD = "good"
 
 
 @dataclass(frozen=True, slots=True)
+class ImageKind:
+    """What an image file says of itself, before anything is converted.
+
+    Attributes:
+        format: the decoder's name, e.g. ``"PNG"``, whatever the file is called.
+        colours: ``"grey"``, ``"colour"``, ``"grey with transparency"`` or ``"colour with transparency"``.
+        bits: per channel: 8 (also for fewer), 16 or 32.
+        width, height: pixels, upright.
+    """
+
+    format: str
+    colours: str
+    bits: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image file of a dataset.
 

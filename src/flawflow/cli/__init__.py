@@ -1,4 +1,4 @@
-"""The command line: ``flawflow demo|fit|inspect|evaluate|benchmark|synthesize``."""
+"""The command line: ``flawflow COMMAND``, one module a command."""
 
 import io
 import os
@@ -12,6 +12,8 @@ from flawflow.errors import FlawflowError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for unusable input, 130 when interrupted.
+
+    `check` also ends with 1: something in the folder must be fixed.
 
     A message on standard error says what came, what was expected and what to do; there is no traceback.
     """

@@ -10,14 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flawflow.backbones import default_spec
 from flawflow.calibration import Budget, Decision, parse_confidence, parse_rate, promise
 from flawflow.errors import OptionError, OutputError
 from flawflow.files import writable_folder
-from flawflow.fitting import StoreOptions
-from flawflow.recipe import Recipe, named_recipe
+
+if TYPE_CHECKING:
+    from flawflow.fitting import StoreOptions
+    from flawflow.recipe import Recipe
 
 _LARGEST_STORE = 1e9  # gigabytes
 
@@ -55,7 +56,11 @@ def parse_changes(settings: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in settings)
 
 
-def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
+def chosen_recipe(arguments: argparse.Namespace) -> "Recipe":
+    # Here, so that commands without a recipe do not load PyTorch.
+    from flawflow.backbones import default_spec
+    from flawflow.recipe import named_recipe
+
     recipe = named_recipe(arguments.recipe)
     changes = parse_changes(arguments.settings)
     if arguments.backbone and arguments.backbone != recipe.backbone.name:
@@ -66,7 +71,7 @@ def chosen_recipe(arguments: argparse.Namespace) -> Recipe:
     return change_recipe(recipe, changes)
 
 
-def change_recipe(recipe: Recipe, changes: dict[str, str]) -> Recipe:
+def change_recipe(recipe: "Recipe", changes: dict[str, str]) -> "Recipe":
     """The recipe with its settings changed; none of them may be one that is then ignored."""
     changed = recipe.change(changes)
     ignored = [key for key in changes if key.startswith("synthesis.nsa.")]
@@ -78,7 +83,9 @@ def change_recipe(recipe: Recipe, changes: dict[str, str]) -> Recipe:
     return changed
 
 
-def store_options(arguments: argparse.Namespace) -> StoreOptions:
+def store_options(arguments: argparse.Namespace) -> "StoreOptions":
+    from flawflow.fitting import StoreOptions
+
     if not 0 < arguments.store_limit <= _LARGEST_STORE:
         raise OptionError(f"--store-limit is {arguments.store_limit}: expected a positive number of gigabytes")
     return StoreOptions(arguments.store, arguments.store_limit, not arguments.no_store)

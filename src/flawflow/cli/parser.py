@@ -14,21 +14,42 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"flawflow {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _demo(commands.add_parser("demo", help="everything once, offline, on generated images; ends with a report"))
+    _check(commands.add_parser("check", help="find what is wrong with a folder of images before a fit"))
     _fit(commands.add_parser("fit", help="learn a product from good images and write a detector file"))
     _calibrate(
         commands.add_parser("calibrate", help="change how often good images may be called defective, without a new fit")
     )
     _inspect(commands.add_parser("inspect", help="score images and draw what is wrong with them"))
+    _watch(commands.add_parser("watch", help="inspect a folder as it fills, and tell drift from single defects"))
     _evaluate(commands.add_parser("evaluate", help="measure a detector on test images with known defects"))
     _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
     _synthesize(commands.add_parser("synthesize", help="look at the synthetic defects before you trust them"))
     _weights(commands.add_parser("weights", help="list, fetch and verify the backbones' weights"))
+    _export(commands.add_parser("export", help="write a detector for ONNX Runtime or OpenVINO, with a certificate"))
     return parser
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("demo"), help="folder to write to (default: demo)")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+
+
+def _check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="good images, or one product in a known dataset layout")
+    parser.add_argument("-o", "--output", type=Path, help="folder for the page (default: <folder>-check)")
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
+    parser.add_argument(
+        "--false-alarms", metavar="RATE", help="the images must suffice for this promise, e.g. 0.001 or 1/1000"
+    )
+    parser.add_argument("--recipe", default="default", help="default, compact, paper or demo")
+    parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
+    parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
+    _device(parser)
+    _settings(parser)
+    _storing(parser)
+    parser.set_defaults(versions=None)
 
 
 def _fit(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +59,8 @@ def _fit(parser: argparse.ArgumentParser) -> None:
         "--bundle", action="store_true", help="put the backbone into the file too: it then needs no timm and no weights"
     )
     _budget(parser)
+    parser.add_argument("--report", type=Path, help="the page about the fit (default: the detector's name with .html)")
+    parser.add_argument("--no-report", action="store_true", help="write no page")
     _common(parser)
 
 
@@ -59,11 +82,36 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' or 'flawflow export' wrote")
     parser.add_argument("images", type=Path, nargs="+", help="image files or folders of images")
     parser.add_argument("-o", "--output", type=Path, help="folder for heat-map overlays and table.csv")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     _budget(parser)
+    _loading(parser)
+
+
+def _watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("folder", type=Path, help="the folder that images arrive in")
+    parser.add_argument("--once", action="store_true", help="deal with what is there and end; exit code 1 = drift")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between looks (default: 2)")
+    parser.add_argument("--per-day", type=int, default=1000, metavar="IMAGES", help="images a day (default: 1000)")
+    parser.add_argument(
+        "--false-alarms-per-day", default="1/30", metavar="RATE", help="false alarms of drift a day (default: 1/30)"
+    )
+    parser.add_argument(
+        "--defects",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="defects up to this share are no drift (default: 0.05)",
+    )
+    parser.add_argument(
+        "--warm-up", type=int, default=0, metavar="N", help="the first N images are good and join the reference"
+    )
+    parser.add_argument("--state", type=Path, help="file to go on from (default: DETECTOR.watch.json)")
+    parser.add_argument("--json", type=Path, help="append one JSON object an image to this file")
+    parser.add_argument("--seed", type=int, default=0, help="fixes the draws that break ties (default: 0)")
     _loading(parser)
 
 
@@ -123,6 +171,14 @@ def _weights(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--sha256", help="what its sha256 should be (default: as FILE.sha256 says, if that exists)")
 
 
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
+    parser.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="onnx (default) or openvino")
+    parser.add_argument("-o", "--output", type=Path, help="the .onnx or .xml file (default: named as the detector)")
+    parser.add_argument("--samples", type=Path, help="folder of images to compare with (default: drawn ones)")
+    parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: as at the fit)")
+
+
 def _loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: as at the fit)")
     _device(parser)
@@ -138,8 +194,14 @@ def _settings(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _storing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, help="folder of the feature store (default: in the user's cache)")
+    parser.add_argument("--store-limit", type=float, default=50.0, metavar="GB", help="its size limit (default: 50)")
+    parser.add_argument("--no-store", action="store_true", help="keep no features after the fit")
+
+
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    parser.add_argument("--recipe", default="default", help="default, paper or demo")
+    parser.add_argument("--recipe", default="default", help="default, compact, paper or demo")
     parser.add_argument("--backbone", help="'compact' (comes with the package), 'filters', or a timm model by name")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
@@ -148,9 +210,7 @@ def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     _device(parser)
     _settings(parser)
     parser.add_argument("--versions", type=int, help="synthetic versions of each image (= --set versions=N)")
-    parser.add_argument("--store", type=Path, help="folder of the feature store (default: in the user's cache)")
-    parser.add_argument("--store-limit", type=float, default=50.0, metavar="GB", help="its size limit (default: 50)")
-    parser.add_argument("--no-store", action="store_true", help="keep no features after the fit")
+    _storing(parser)
     parser.add_argument(
         "--select-on-test",
         action="store_true",

@@ -1,5 +1,6 @@
 """Numbers and pictures for people: overlays, figures, contact sheets and one self-contained page."""
 
+from flawflow.report.charts import Axis, Group, Line, Mark, Markup, histogram_chart, line_chart
 from flawflow.report.figures import (
     Case,
     contact_sheet,
@@ -10,16 +11,27 @@ from flawflow.report.figures import (
     overlay,
     pick_cases,
 )
+from flawflow.report.gallery import Picture, gallery, gallery_order
 from flawflow.report.page import Section, write_page
 
 __all__ = [
+    "Axis",
     "Case",
+    "Group",
+    "Line",
+    "Mark",
+    "Markup",
+    "Picture",
     "Section",
     "contact_sheet",
     "curve_figure",
     "encode_png",
     "evaluation_figure",
+    "gallery",
+    "gallery_order",
+    "histogram_chart",
     "histogram_figure",
+    "line_chart",
     "overlay",
     "pick_cases",
     "write_page",

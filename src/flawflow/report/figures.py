@@ -67,16 +67,26 @@ def overlay(image: Image, anomaly_map: AnomalyMap, low: float, high: float, outl
         InputError: a shape is wrong, low is above high, or a number is not finite.
     """
     _check_overlay(image, anomaly_map, low, high, outline)
-    height, width = image.shape[:2]
-    level = np.clip((anomaly_map.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
-    level = np.asarray(cv2.resize(level, (width, height), interpolation=cv2.INTER_LINEAR), np.float64)
-    # The upper part of the colour map: its lower part is the dark blue of "nothing here".
-    colours = cv2.applyColorMap((115 + 125 * level).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
-    alpha = (_OPACITY * np.sqrt(level) * (level > 0))[:, :, None]
-    tinted = np.rint(image + alpha * (colours.astype(np.float32) - image)).astype(np.uint8)
+    colours, alpha = heat(anomaly_map, low, high, image.shape[:2])
+    tinted = np.rint(image + alpha[:, :, None] * (colours.astype(np.float32) - image)).astype(np.uint8)
     if outline is not None:
         _draw_outline(tinted, outline)
     return tinted
+
+
+def heat(anomaly_map: AnomalyMap, low: float, high: float, shape: tuple[int, int]) -> tuple[Image, NDArray[np.float64]]:
+    """The tint of `overlay`, uint8 RGB (H, W, 3), and how strong it is at each place, (H, W) in [0, 1].
+
+    Args:
+        anomaly_map: float32 (h, w), brought to the shape.
+        low, high: see `overlay`.
+        shape: (H, W).
+    """
+    level = np.clip((anomaly_map.astype(np.float64) - low) / max(high - low, 1e-12), 0, 1)
+    level = np.asarray(cv2.resize(level, shape[::-1], interpolation=cv2.INTER_LINEAR), np.float64)
+    # The upper part of the colour map: its lower part is the dark blue of "nothing here".
+    colours = cv2.applyColorMap((115 + 125 * level).astype(np.uint8), cv2.COLORMAP_TURBO)[:, :, ::-1]
+    return np.asarray(colours, np.uint8), _OPACITY * np.sqrt(level) * (level > 0)
 
 
 def contact_sheet(
@@ -212,7 +222,7 @@ def histogram_figure(
         axis.axvline(threshold, color=_INK, linestyle="--", linewidth=1.2, label=f"threshold {threshold:.4g}")
     axis.set_xlabel("anomaly score")
     axis.set_ylabel("images")
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="upper right")
     _plain(axis)
     return _png(figure)
 

@@ -8,9 +8,10 @@ from flawflow.calibration import Budget, p_value, promise
 from flawflow.cli.common import check_output, chosen_budget, csv_bytes, table, verdict
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector
-from flawflow.evaluation import Evaluation, known_images, numbers, to_json, write_json, write_report
+from flawflow.evaluation import Evaluation, known_images, numbers, to_json
 from flawflow.evaluation import evaluate as measure
-from flawflow.files import atomic_write, writable_folder
+from flawflow.files import atomic_write, writable_folder, write_json
+from flawflow.pages import write_report
 
 
 def run(arguments: argparse.Namespace) -> int:

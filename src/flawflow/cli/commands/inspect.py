@@ -6,20 +6,23 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from flawflow.calibration import promise
 from flawflow.cli.common import check_output, chosen_budget, csv_bytes, decision_values, verdict
-from flawflow.detector import Detector, Inspection
-from flawflow.errors import FlawflowError, InputError
-from flawflow.evaluation import write_json
-from flawflow.files import atomic_write, list_images, writable_folder
+from flawflow.errors import FlawflowError, InputError, OptionError
+from flawflow.exported import SUFFIXES, ExportedDetector
+from flawflow.files import atomic_write, list_images, writable_folder, write_json
 from flawflow.images import read_image, write_image
+from flawflow.inspection import Calibration, Inspection
 from flawflow.report import overlay
 from flawflow.types import Image
+
+if TYPE_CHECKING:
+    from flawflow.detector import Detector
 
 _BATCH = 8
 
@@ -31,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         check_output(arguments.json)
     files = _files(arguments.images, arguments.output)
-    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
+    detector = _load(arguments)
     budget = chosen_budget(arguments, detector.calibration.budget)
     decision, outline = detector.decision(budget), detector.outline(budget)
     rows: list[dict[str, Any]] = []
@@ -47,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{result.score:12.5g} {result.p_value:8.4f}  {told:<7}  {file}")
             if arguments.output is not None:
                 name = f"{len(rows) - 1:04d}-{file.stem}.png"
-                write_image(arguments.output / name, _drawn(detector, image, result, outline.threshold))
+                write_image(arguments.output / name, _drawn(detector.calibration, image, result, outline.threshold))
                 rows[-1]["overlay"] = name
     print(f"promise: {promise(decision)}")
     if arguments.output is not None:
@@ -62,6 +65,21 @@ def run(arguments: argparse.Namespace) -> int:
     for fault in faults:
         print(f"flawflow: {fault}", file=sys.stderr)
     return 2 if faults else 0
+
+
+def _load(arguments: argparse.Namespace) -> "Detector | ExportedDetector":
+    """The detector, or its export, which needs no PyTorch: none is loaded then."""
+    if arguments.detector.suffix.lower() in SUFFIXES:
+        if arguments.weights is not None:
+            raise OptionError(f"{arguments.detector} carries its backbone: leave --weights out")
+        if arguments.device == "cuda":
+            raise OptionError(
+                f"{arguments.detector} is computed on the CPU: leave --device out, or name the .flaw file"
+            )
+        return ExportedDetector.load(arguments.detector)
+    from flawflow.detector import Detector
+
+    return Detector.load(arguments.detector, arguments.weights, arguments.device)
 
 
 def _files(paths: list[Path], output: Path | None) -> list[Path]:
@@ -96,9 +114,9 @@ def _try_read(file: Path) -> Image | FlawflowError:
         return error
 
 
-def _drawn(detector: Detector, image: Image, found: Inspection, threshold: float) -> Image:
+def _drawn(calibration: Calibration, image: Image, found: Inspection, threshold: float) -> Image:
     """The overlay: what exceeds the held-out good images begins to glow, what exceeds the threshold is outlined."""
-    high = detector.calibration.map_high
+    high = calibration.map_high
     height, width = image.shape[:2]
     enlarged = np.asarray(cv2.resize(found.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    return overlay(image, enlarged, high, 2 * high - detector.calibration.map_median, enlarged > threshold)
+    return overlay(image, enlarged, high, 2 * high - calibration.map_median, enlarged > threshold)

@@ -1,0 +1,268 @@
+"""`flawflow watch`: a folder that fills is inspected as it does, and followed for drift."""
+
+import argparse
+import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from flawflow.cli.common import check_output, say
+from flawflow.detector import Detector, Inspection
+from flawflow.drift import DriftMonitor, DriftSettings, DriftState
+from flawflow.errors import FlawflowError, ImageError, InputError, OptionError, OutputError
+from flawflow.files import atomic_write, digest, list_images
+from flawflow.watching import start_monitor, watch
+
+_GROUP = 8  # images between two writings of the state
+_TRIES = 3  # looks at a file that does not change and cannot be read
+Mark = tuple[int, int]  # bytes and nanoseconds of a file's last change
+
+
+class Arrivals:
+    """Which files of a folder are new and whole; a file changed later counts as new.
+
+    Args:
+        folder: the folder.
+        done: the files that were dealt with, and their marks then.
+    """
+
+    def __init__(self, folder: Path, done: dict[str, Mark]) -> None:
+        self.folder = folder
+        self.done = done
+        self._seen: dict[str, Mark] = {}
+        self._tries: dict[str, int] = {}
+
+    def poll(self) -> list[Path]:
+        """New files that have not changed since the last poll, the oldest first."""
+        marks = self._marks()
+        self.done = {name: mark for name, mark in self.done.items() if name in marks}
+        ready = [name for name, mark in marks.items() if self._seen.get(name) == mark != self.done.get(name)]
+        self._seen = marks
+        return [self.folder / name for name in sorted(ready, key=lambda name: (marks[name][1], name))]
+
+    def finish(self, file: Path) -> None:
+        """This file was dealt with, as it was at the last poll."""
+        self.done[file.name] = self._seen[file.name]
+        self._tries.pop(file.name, None)
+
+    def try_again(self, file: Path) -> bool:
+        """Whether a file that could not be read may still be on its way."""
+        self._tries[file.name] = self._tries.get(file.name, 0) + 1
+        return self._tries[file.name] < _TRIES
+
+    def _marks(self) -> dict[str, Mark]:
+        marks: dict[str, Mark] = {}
+        for file in list_images(self.folder):
+            try:
+                state = file.stat()
+            except FileNotFoundError:  # removed since it was listed
+                continue
+            marks[file.name] = (state.st_size, state.st_mtime_ns)
+        return marks
+
+
+class Log:
+    """Lines on standard output, and one JSON object a line in a file.
+
+    Args:
+        file: to append to; None = no file.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+
+    def image(self, file: Path, found: Inspection, state: DriftState) -> None:
+        """One inspected image."""
+        verdict = "defective" if found.is_defective else "good"
+        print(f"{found.score:12.5g} {found.p_value:8.4f}  {verdict:<9}  {_state(state):<22}  {file}", flush=True)
+        if state.alarm is not None:
+            print(advice(state), flush=True)
+        self._append(
+            {
+                "image": str(file),
+                "score": found.score,
+                "p_value": found.p_value,
+                "defective": found.is_defective,
+                "drift": asdict(state),
+            }
+        )
+
+    def unreadable(self, file: Path, error: FlawflowError) -> None:
+        """One file that could not be read."""
+        say(f"flawflow: {error}")
+        self._append({"image": str(file), "error": str(error)})
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.file is None:
+            return
+        try:
+            with self.file.open("a", encoding="utf-8", errors="surrogateescape") as out:
+                out.write(json.dumps(entry) + "\n")
+        except OSError as cause:
+            raise OutputError(f"cannot write {self.file}: {cause.strerror or cause}") from cause
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Watch until stopped, or once; 0, or with ``--once`` 1 for drift and 2 for an unreadable image."""
+    settings, interval = _settings(arguments)
+    state_file: Path = arguments.state or arguments.detector.with_name(arguments.detector.name + ".watch.json")
+    for output in (state_file, arguments.json):
+        if output is not None:
+            check_output(output)
+    list_images(arguments.folder)  # a folder that is none is refused before the detector is loaded
+    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
+    identity = {"detector": digest(arguments.detector), "folder": str(arguments.folder.resolve())}
+    monitor, done = _read_state(state_file, identity, settings) or (start_monitor(detector, settings), {})
+    arrivals, log = Arrivals(arguments.folder, done), Log(arguments.json)
+    say(_greeting(monitor, state_file))
+    print(f"{'score':>12} {'p-value':>8}  {'verdict':<9}  {'drift':<22}  image", flush=True)
+    unreadable = 0
+    with _stopping() as stop:
+        polls = 0
+        while not stop.is_set():
+            files = arrivals.poll()
+            polls += 1
+            for start in range(0, len(files), _GROUP):
+                unreadable += _inspect(files[start : start + _GROUP], detector, monitor, arrivals, log, stop)
+                _write_state(state_file, identity, monitor, arrivals.done)
+                if stop.is_set():
+                    break
+            # Once: a first poll to see the files, a second to see them unchanged, some more for damaged ones.
+            if arguments.once and polls > _TRIES:
+                break
+            stop.wait(interval)
+    _write_state(state_file, identity, monitor, arrivals.done)
+    say(_farewell(monitor))
+    if not arguments.once:
+        return 0
+    return 2 if unreadable else int(bool(monitor.alarms))
+
+
+def _settings(arguments: argparse.Namespace) -> tuple[DriftSettings, float]:
+    try:
+        daily = float(Fraction(arguments.false_alarms_per_day))
+    except (ValueError, ZeroDivisionError) as cause:
+        raise OptionError(
+            f"--false-alarms-per-day {arguments.false_alarms_per_day}: expected a number such as 1/30 or 0.1"
+        ) from cause
+    if arguments.per_day < 1 or not 0 < daily < arguments.per_day:
+        raise OptionError(
+            f"--per-day {arguments.per_day} with {daily:g} false alarms a day: expected images a day of at least 1, "
+            "and more than 0 false alarms, but fewer than images"
+        )
+    if not 0 < arguments.interval <= 86_400:
+        raise OptionError(f"--interval {arguments.interval:g}: expected seconds, more than 0 and at most 86400")
+    settings = DriftSettings(daily / arguments.per_day, arguments.defects, arguments.warm_up, arguments.seed)
+    return settings, arguments.interval
+
+
+def _inspect(
+    files: list[Path],
+    detector: Detector,
+    monitor: DriftMonitor,
+    arrivals: Arrivals,
+    log: Log,
+    stop: threading.Event,
+) -> int:
+    """Inspect these files, each once; the number of those that could not be read for good."""
+    unreadable = 0
+    for file in files:
+        if stop.is_set():
+            break
+        try:
+            found, state = watch(detector, monitor, file)
+        except ImageError as error:
+            if not arrivals.try_again(file):
+                unreadable += 1
+                arrivals.finish(file)
+                log.unreadable(file, error)
+            continue
+        arrivals.finish(file)
+        log.image(file, found, state)
+    return unreadable
+
+
+def advice(state: DriftState) -> str:
+    """What an alarm means, and what to do about it."""
+    assert state.alarm is not None
+    checks = {
+        "brightness": "check lamps, exposure and stray light",
+        "blur": "check focus, lens and vibration",
+        "shift": "check the camera's mount and the parts' position",
+        "unknown": "compare recent images with the first ones",
+    }
+    changed = sorted(state.alarm.changes.items(), key=lambda item: -abs(item[1]))[:3]
+    moved = ", ".join(f"{name} {value:+.1f}" for name, value in changed)
+    return (
+        f"DRIFT at image {state.alarm.image}, likely kind: {state.alarm.kind} (recent images, in standard deviations: "
+        f"{moved}): {checks[state.alarm.kind]}; if the new look is to stay, recalibrate: "
+        "flawflow calibrate DETECTOR RECENT_GOOD_IMAGES --replace"
+    )
+
+
+def _state(state: DriftState) -> str:
+    if state.warming:
+        return "warm-up"
+    if state.drifted is not None:
+        return f"drift: {state.drifted.kind} @{state.drifted.image}"
+    return f"none ({state.evidence:.1e})"
+
+
+def _greeting(monitor: DriftMonitor, state_file: Path) -> str:
+    return (
+        f"at most one false alarm of drift in {1 / monitor.settings.rate:,.0f} images, with up to "
+        f"{monitor.settings.defects:.0%} defective; {monitor.images} images so far; state in {state_file}"
+    )
+
+
+def _farewell(monitor: DriftMonitor) -> str:
+    first = f", the first at image {monitor.alarms[0].image}" if monitor.alarms else ""
+    return f"{monitor.images} images followed, {len(monitor.alarms)} alarms of drift{first}"
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that the image at hand is finished and the state written."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(kind, lambda *_: stop.set()) for kind in kinds]
+    try:
+        yield stop
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
+
+
+def _read_state(
+    file: Path, identity: dict[str, str], settings: DriftSettings
+) -> tuple[DriftMonitor, dict[str, Mark]] | None:
+    """Monitor and finished files of an earlier run, None without one."""
+    if not file.exists():
+        return None
+    hint = "remove the file to begin anew, or name another with --state"
+    try:
+        values = json.loads(file.read_text())
+        monitor = DriftMonitor.from_dict(values["monitor"])
+        done = {str(name): (int(size), int(changed)) for name, (size, changed) in values["done"].items()}
+        known = dict(values["identity"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+        raise InputError(f"{file} is not a whole state of 'flawflow watch' ({type(cause).__name__}): {hint}") from cause
+    if known != identity:
+        what = "detector" if known.get("detector") != identity["detector"] else "folder"
+        raise InputError(f"{file} is the state of another {what}: {hint}")
+    if monitor.settings != settings:
+        raise InputError(f"{file} was begun with other options ({monitor.settings}): {hint}")
+    return monitor, done
+
+
+def _write_state(file: Path, identity: dict[str, str], monitor: DriftMonitor, done: dict[str, Mark]) -> None:
+    values = {"identity": identity, "monitor": monitor.to_dict(), "done": done}
+    atomic_write(file, json.dumps(values).encode())

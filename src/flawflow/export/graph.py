@@ -1,0 +1,101 @@
+"""A detector as one network that can be written down: pixels of the input size → map, score, p-value.
+
+The same modules as the detector's, but for two that search: the memory compares every cell and keeps the answer where
+the detector would have asked, and the image score sorts once.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from flawflow.detector import Detector
+from flawflow.features import shifted, views
+from flawflow.flow import Memory
+from flawflow.scoring import enlarge, location_scores, smooth
+
+# Larger than any distance in float32 that could be the least one.
+_FAR = 1e30
+
+
+class DenseMemory(nn.Module):
+    """`flow.Memory` without a step that depends on the data: each row of cells against all that is remembered near."""
+
+    def __init__(self, memory: Memory, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.height, self.width = grid
+        self.reach = memory.reach
+        self.threshold = float(memory.threshold)
+        self.register_buffer("centres", memory.centres.clone())
+        rows = memory.places[:, 0].tolist()
+        self.spans = [self._span(rows, row) for row in range(self.height)]
+        away = (torch.arange(self.width)[:, None] - memory.places[:, 1].long()[None]).abs() > self.reach
+        self.register_buffer("away", away)
+
+    def _span(self, rows: list[int], row: int) -> tuple[int, int]:
+        """First and last + 1 of the remembered places near a row; they are ordered by row."""
+        near = [index for index, one in enumerate(rows) if abs(one - row) <= self.reach]
+        return (near[0], near[-1] + 1) if near else (0, 0)
+
+    def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
+        """As `flow.Memory`, of one image: z (1, C, h, w), log_det and nll (1, h, w) → (1, h, w)."""
+        least = torch.stack([self._least(z[0, :, row].T, *self.spans[row]) for row in range(self.height)])
+        lowered = torch.minimum(nll, 0.5 * least[None] - log_det)
+        return torch.where(nll > self.threshold, lowered, nll)
+
+    def _least(self, cells: Tensor, first: int, last: int) -> Tensor:
+        """(w, C) → (w,): squared distance to the nearest remembered latent near each cell."""
+        if first == last:
+            return torch.full((self.width,), _FAR)
+        near = self.get_buffer("centres")[first:last]
+        norms = near.square().sum(dim=1)
+        distance = norms[None, :] - 2 * (cells @ near.T) + cells.square().sum(dim=1)[:, None]
+        away = self.get_buffer("away")[:, first:last]
+        return distance.masked_fill(away, _FAR).amin(dim=1).clamp_min(0)
+
+
+class DetectorGraph(nn.Module):
+    """uint8 pixels (1, S, S, 3) → anomaly map (S, S), score (), p-value () as the detector gives them, float32.
+
+    Args:
+        detector: the fitted detector, on the CPU.
+        slack: how much below a calibration score still counts as equal to it, see `exported.slack`.
+    """
+
+    def __init__(self, detector: Detector, slack: float) -> None:
+        super().__init__()
+        self.recipe = detector.recipe
+        self.limit = detector.calibration.level_limit
+        self.slack = slack
+        self.backbone, self.flow = detector.backbone, detector.flow
+        memory = detector.flow.memory
+        self.memory = None if memory is None else DenseMemory(memory, detector.backbone.grid)
+        self.register_buffer("normals", torch.tensor(detector.calibration.image_scores, dtype=torch.float32))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        anomaly_map = self._map(pixels)
+        score = self._score(anomaly_map.flatten())
+        normals = self.get_buffer("normals")
+        above = (normals >= score - self.slack).to(torch.float32).sum()
+        return anomaly_map, score, (1 + above) / (normals.numel() + 1)
+
+    def _map(self, pixels: Tensor) -> Tensor:
+        scoring, size = self.recipe.scoring, self.recipe.size
+        maps = []
+        for dy, dx in views(scoring.shift):
+            z, log_det = self.flow(self.backbone(shifted(pixels, dy, dx)))
+            seen = location_scores(z, log_det, scoring.score)
+            if self.memory is not None:
+                seen = self.memory(z, log_det, seen)
+            maps.append(shifted(enlarge(smooth(seen, scoring.sigma), size), -dy, -dx)[0])
+        return torch.stack(maps).mean(dim=0)
+
+    def _score(self, flat: Tensor) -> Tensor:
+        """`scoring.image_scores` of one map (S²,)."""
+        scoring, count = self.recipe.scoring, flat.numel()
+        top = max(1, round(scoring.top * count))
+        kept = count - max(1, round(scoring.level * count)) + 1 if scoring.level else 0
+        ordered = flat.topk(max(top, kept)).values
+        highest = ordered[:top].mean()
+        if not scoring.level:
+            return highest
+        level = ordered[kept - 1]
+        return highest - (level if self.limit is None else level.clamp(max=self.limit))

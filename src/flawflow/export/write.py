@@ -1,0 +1,97 @@
+"""A detector's graph as an ONNX file, or as OpenVINO's pair of files."""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import compose
+
+from flawflow.detector import Detector
+from flawflow.errors import OptionError
+from flawflow.export.graph import DetectorGraph
+from flawflow.export.resize import IR_VERSION, OPSET, resize_model
+
+OUTPUTS = ("map", "score", "p_value")
+
+
+def detector_model(detector: Detector, about: Mapping[str, Any], slack: float) -> onnx.ModelProto:
+    """uint8 RGB ``image`` (H, W, 3) of any size → ``map`` (S, S), ``score`` () and ``p_value`` (), float32.
+
+    Args:
+        detector: the fitted detector, on the CPU.
+        about: JSON values kept in the file's metadata under the key ``flawflow``.
+        slack: see `exported.slack`.
+
+    Raises:
+        OptionError: the backbone has an operation that ONNX has not.
+    """
+    size = detector.recipe.size
+    body = _body(DetectorGraph(detector, slack).eval(), torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    prefixed = compose.add_prefix(body, "detector_", rename_inputs=False, rename_outputs=False)
+    model = compose.merge_models(resize_model(size), prefixed, [("pixels", "pixels")])
+    model.producer_name = "flawflow"
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "flawflow", json.dumps(about)
+    return model
+
+
+def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                graph,
+                (pixels,),
+                dynamo=True,
+                input_names=["pixels"],
+                output_names=list(OUTPUTS),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as cause:
+        reason = str(cause).strip().splitlines()[0]
+        raise OptionError(
+            f"this detector's backbone {graph.recipe.backbone.name} cannot be written as ONNX ({reason}): "
+            "export one with another backbone"
+        ) from cause
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    model.ir_version = IR_VERSION
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks are for its developers; what matters is raised."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def write_onnx(model: onnx.ModelProto, path: Path) -> None:
+    """Write and check the file."""
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(str(path))
+
+
+def write_openvino(onnx_file: Path, path: Path) -> None:
+    """Convert an ONNX file of `write_onnx` to ``path`` (.xml) and the .bin beside it, in full precision."""
+    import openvino
+
+    metadata = {entry.key: entry.value for entry in onnx.load(str(onnx_file), load_external_data=False).metadata_props}
+    model = openvino.convert_model(str(onnx_file))
+    model.set_rt_info(metadata["flawflow"], ["flawflow"])
+    openvino.save_model(model, str(path), compress_to_fp16=False)

@@ -1,0 +1,185 @@
+"""An exported detector, ONNX or OpenVINO: it inspects images with its runtime, NumPy and Pillow alone, without PyTorch.
+
+The file's graph makes map and score; what must stay changeable, the calibration and with it p-values, thresholds and
+budgets, stands in its metadata and is applied here.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawflow.calibration import Budget, Decision, decide, p_value
+from flawflow.errors import DetectorFileError, ImageError, OptionError
+from flawflow.images import read_image
+from flawflow.inspection import Calibration, Inspection
+from flawflow.types import Image
+
+SUFFIXES = (".onnx", ".xml")
+EXPORT_VERSION = 1
+# uint8 RGB (H, W, 3) → map (S, S), score (), p-value ()
+Compute = Callable[[Image], Sequence[NDArray[np.float32]]]
+_SLACK = 1e-4
+
+
+def spread(calibration: Calibration) -> float:
+    """The yardstick of score differences: the interquartile range of the calibration scores.
+
+    With fewer than two different scores, the distance from the median of the maps to their 99.9 % quantile.
+    """
+    scores = np.asarray(calibration.image_scores)
+    wide = float(np.subtract(*np.quantile(scores, (0.75, 0.25)))) if scores.size else 0.0
+    return wide or calibration.map_high - calibration.map_median
+
+
+def slack(calibration: Calibration) -> float:
+    """How much above a calibration score still counts as that score: 1e-4 of the spread.
+
+    A calibration image that is inspected again has the very score that the threshold was set to. Another runtime adds
+    in another order, and the last digit must not turn that image into a defective one.
+    """
+    return _SLACK * spread(calibration)
+
+
+class ExportedDetector:
+    """What `flawflow export` wrote, ready to inspect; p-values, thresholds and budgets as of `Detector`.
+
+    Args:
+        about: the metadata of the file.
+        compute: runs the graph.
+
+    Raises:
+        KeyError, TypeError, ValueError: the metadata does not fit.
+    """
+
+    def __init__(self, about: Mapping[str, Any], compute: Compute) -> None:
+        self.about = dict(about)
+        self.size = int(about["size"])
+        self.slack = float(about["slack"])
+        self.calibration = Calibration.from_dict(about["calibration"])
+        self._compute = compute
+
+    @staticmethod
+    def load(path: Path, threads: int = 0) -> "ExportedDetector":
+        """Read an exported detector.
+
+        Args:
+            path: an .onnx file, or the .xml file of OpenVINO with its .bin beside it.
+            threads: of the computation; 0 = the runtime's choice.
+
+        Raises:
+            DetectorFileError: the file is missing, damaged, of another kind or version.
+            OptionError: the runtime is not installed.
+        """
+        if not path.is_file():
+            raise DetectorFileError(f"{path} does not exist: name a file that 'flawflow export' wrote")
+        text, compute = _open_onnx(path, threads) if path.suffix.lower() == ".onnx" else _open_openvino(path, threads)
+        try:
+            about = json.loads(text)
+            version = about["version"]
+            if version != EXPORT_VERSION:
+                raise DetectorFileError(
+                    f"{path} is an export of version {version}, this flawflow reads version {EXPORT_VERSION}: export "
+                    "the detector again"
+                )
+            return ExportedDetector(about, compute)
+        except (KeyError, TypeError, ValueError) as cause:
+            if isinstance(cause, DetectorFileError):
+                raise
+            raise DetectorFileError(
+                f"{path} is a network, but no detector of flawflow ({cause!r}): name a file that 'flawflow export' "
+                "wrote"
+            ) from cause
+
+    def decision(self, budget: Budget | None = None) -> Decision:
+        """The threshold of the image score, and what it promises; None = the detector's own budget."""
+        return decide(self.calibration.image_scores, budget or self.calibration.budget)
+
+    def outline(self, budget: Budget | None = None) -> Decision:
+        """The threshold of the map: with the budget's rate at most, a good image has any place above it."""
+        return decide(self.calibration.map_peaks, budget or self.calibration.budget)
+
+    def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
+        """As `Detector.inspect`: each image an RGB array uint8 (H, W, 3) of any size or a file.
+
+        Raises:
+            ImageError: a file cannot be read, or an array is not an RGB image.
+        """
+        if isinstance(images, Path | np.ndarray):
+            images = [images]
+        line = self.decision(budget).threshold
+        return [self._judge(read_image(one) if isinstance(one, Path) else one, line) for one in images]
+
+    def _judge(self, image: Image, line: float) -> Inspection:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+            raise ImageError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
+        anomaly_map, value, _ = self._compute(np.ascontiguousarray(image))
+        score = float(value)
+        least = score - self.slack
+        return Inspection(score, p_value(least, self.calibration.image_scores), least > line, anomaly_map)
+
+
+def _open_onnx(path: Path, threads: int) -> tuple[str, Compute]:
+    """The metadata's text and the graph by onnxruntime."""
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError as cause:
+        raise OptionError(_missing(path, "onnxruntime")) from cause
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    kinds = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NoModel, state.InvalidArgument)
+    damaged = (*kinds, state.NotImplemented, state.RuntimeException, RuntimeError, ValueError)
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except damaged as cause:
+        raise DetectorFileError(_damaged(path, cause)) from cause
+    names = [one.name for one in session.get_inputs()]
+    text = session.get_modelmeta().custom_metadata_map.get("flawflow", "null")
+
+    def compute(image: Image) -> Sequence[NDArray[np.float32]]:
+        found: Sequence[NDArray[np.float32]] = session.run(None, {names[0]: image})
+        return found
+
+    return text, compute
+
+
+def _open_openvino(path: Path, threads: int) -> tuple[str, Compute]:
+    """The metadata's text and the graph by OpenVINO, in single precision whatever the processor offers."""
+    try:
+        import openvino
+    except ImportError as cause:
+        raise OptionError(_missing(path, "openvino")) from cause
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise DetectorFileError(f"{weights} does not exist: it belongs beside {path.name}; copy both files")
+    core = openvino.Core()
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        model = core.read_model(path)
+        text = str(model.get_rt_info("flawflow").value) if model.has_rt_info("flawflow") else "null"
+        compiled = core.compile_model(model, "CPU", settings)
+    except RuntimeError as cause:
+        raise DetectorFileError(_damaged(path, cause)) from cause
+    request = compiled.create_infer_request()
+
+    def compute(image: Image) -> Sequence[NDArray[np.float32]]:
+        found = request.infer([image])
+        return [np.array(found[index]) for index in range(3)]
+
+    return text, compute
+
+
+def _missing(path: Path, package: str) -> str:
+    return f"{path} needs {package}, which is not installed: pip install {package}, or pip install 'flawflow[export]'"
+
+
+def _damaged(path: Path, cause: Exception) -> str:
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
+    return f"{path} is not a whole exported detector ({reason[:160]}): copy it again or export the detector again"

@@ -1,0 +1,6 @@
+"""Pages about a detector: what a fit learned, and what an evaluation measured; each one self-contained HTML file."""
+
+from flawflow.pages.evaluated import write_report
+from flawflow.pages.fitted import write_fit_page
+
+__all__ = ["write_fit_page", "write_report"]

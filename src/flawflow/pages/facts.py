@@ -1,0 +1,162 @@
+"""What the pages of a fit and of an evaluation both tell of a detector: its promise, its settings, its provenance."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from flawflow.calibration import Decision
+from flawflow.detector import Detector
+from flawflow.recipe import RECIPES, named_recipe
+from flawflow.report import Axis, Line, Mark, Section, line_chart
+from flawflow.training import Epoch, kept_epoch
+
+# Characters of pictures in one page: 15 MB can still be mailed, and text, curves and HTML need their share.
+ROOM = 11_000_000
+_UNTOLD = ("name", "automatic_synthesis")
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage with the digits that it deserves."""
+    return f"{100 * share:.3g} %"
+
+
+def promise(decision: Decision) -> str:
+    """The threshold and what it promises, in words."""
+    sure = (
+        f"with {percent(decision.budget.confidence)} confidence"
+        if decision.budget.confidence is not None
+        else "on average over the choice of those images"
+    )
+    if not decision.normals:
+        return "No good image was held out of training, so no image is called defective and nothing is promised."
+    line = f"An image is called defective when its score is above {decision.threshold:.4g}."
+    basis = f"{decision.normals} good images that training did not see"
+    if decision.kept:
+        return (
+            f"{line} Of good images to come, at most {percent(decision.promised)} are then called defective, {sure}; "
+            f"the threshold comes from the scores of {basis}. This holds for good images like those, whatever the "
+            "distribution of their scores."
+        )
+    return (
+        f"{line} That is the highest score of {basis}, and promises that of good images to come at most "
+        f"{percent(decision.promised)} are called defective, {sure}. The budget of {percent(decision.budget.rate)} "
+        f"would need {decision.needed} such images, {decision.needed - decision.normals} more than there are. The "
+        "promise holds for good images like those, whatever the distribution of their scores."
+    )
+
+
+def promise_facts(decision: Decision) -> list[tuple[str, str]]:
+    """The threshold's numbers, large."""
+    confidence = decision.budget.confidence
+    return [
+        ("threshold", f"{decision.threshold:.4g}"),
+        ("promised false alarms", f"≤ {percent(decision.promised)}"),
+        ("confidence", "on average" if confidence is None else percent(confidence)),
+        ("good images behind it", f"{decision.normals}"),
+        (f"needed for {percent(decision.budget.rate)}", f"{decision.needed}"),
+    ]
+
+
+def selection_warning(detector: Detector) -> list[Section]:
+    """A card to be read first, where the epoch was chosen on test images; none otherwise."""
+    if detector.provenance.get("selected_on") != "test images":
+        return []
+    text = (
+        "The epoch was chosen on test images, as the paper's protocol has it. Every number measured on those images "
+        "is therefore better than what images to come will show."
+    )
+    return [Section("Selected on test images", text, warning=True)]
+
+
+def training_section(detector: Detector, prefix: str = "") -> list[Section]:
+    """Loss and validation AUROC of the validated epochs, with the one that was kept; none without a history."""
+    history = detector.provenance.get("history", [])
+    if not history:
+        return []
+    epochs = [entry["epoch"] + 1 for entry in history]
+    kept = [Mark(f"kept: epoch {kept_number(history)}", kept_number(history))]
+    few = len(epochs) <= 40
+    x = Axis("epoch", whole=True)
+    charts = [line_chart("Loss", [Line("", epochs, [e["loss"] for e in history], dots=few)], x, Axis("loss"), kept)]
+    lines = []
+    for key, tone in (("image", "bad"), ("pixel", "good")):
+        points = [(e["epoch"] + 1, e[f"{key}_auroc"]) for e in history if e.get(f"{key}_auroc") is not None]
+        if points:
+            rows = list(zip(*points, strict=True))
+            lines.append(Line(f"{key} AUROC", rows[0], rows[1], tone, dots=few))  # type: ignore[arg-type]
+    if lines:
+        charts.append(line_chart("Validation", lines, x, Axis("AUROC", high=1.0), kept))
+    told = f"Each epoch was judged on {detector.provenance.get('selected_on', 'nothing')}."
+    return [Section(f"{prefix}Training", told, charts=charts)]
+
+
+def kept_number(history: Sequence[Mapping[str, Any]]) -> int:
+    """The number, from 1, of the epoch whose weights were kept."""
+    return kept_epoch([Epoch(**entry) for entry in history]).epoch + 1
+
+
+def settings_section(detector: Detector) -> Section:
+    """The recipe, what was changed in it, and the synthesis as it was carried out."""
+    recipe = detector.recipe
+    values = _flat(recipe.to_dict())
+    base = _flat(named_recipe(recipe.name).to_dict()) if recipe.name in RECIPES else {}
+    changed = {k: v for k, v in values.items() if base.get(k) != v and k not in _UNTOLD}
+    found = {k: v for k, v in changed.items() if k.startswith("synthesis.nsa.") or k.endswith(".background")}
+    rows = [(key, _shown(base.get(key)), _shown(value)) for key, value in changed.items() if key not in found]
+    pairs = [
+        ("recipe", recipe.name),
+        ("input", f"{recipe.size} × {recipe.size} pixels"),
+        ("backbone", f"{recipe.backbone.name}, taps {', '.join(map(str, recipe.backbone.taps))}"),
+        ("flow", f"{recipe.flow.blocks} blocks, {recipe.flow.subnet} subnets of {recipe.flow.hidden} channels"),
+        ("objective", f"{recipe.training.objective.replace('_', ' ')}, at most {recipe.training.epochs} epochs"),
+        ("synthetic defects", recipe.synthesis.method),
+        *((key, _shown(value)) for key, value in found.items()),
+    ]
+    told = f"Settings changed from the recipe {recipe.name}:" if rows else "No setting of the recipe was changed."
+    return Section("Settings", told, pairs=pairs, columns=("setting", "recipe", "here") if rows else (), rows=rows)
+
+
+def provenance_section(detector: Detector, prefix: str = "") -> Section:
+    """Versions, weights and data: what would be needed to make the same detector again."""
+    known = detector.provenance
+    file = detector.weights_file
+    return Section(
+        f"{prefix}Provenance",
+        pairs=[
+            ("flawflow", _shown(known.get("flawflow"))),
+            ("PyTorch, Python", f"{_shown(known.get('torch'))}, {_shown(known.get('python'))}"),
+            ("fitted on", f"{_shown(known.get('machine'))}, {_shown(known.get('device'))}"),
+            ("product", f"{_shown(known.get('category'))} ({_shown(known.get('layout'))} layout)"),
+            ("good images", f"{_shown(known.get('learned_from'))} learned, {_shown(known.get('held_out'))} held out"),
+            ("shots, seed", f"{known.get('shots') or 'all'}, {_shown(known.get('seed'))}"),
+            ("epoch chosen on", _shown(known.get("selected_on"))),
+            ("images' fingerprint", _shown(known.get("images"))),
+            ("weights", file.name if file else "the backbone's own"),
+            ("weights' sha256", detector.backbone.weights_hash),
+        ],
+    )
+
+
+def machine() -> str:
+    """The machine that the page's timings were taken on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()}, {os.cpu_count()} logical cores, {torch.get_num_threads()} threads"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, as ``--set`` takes them."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value)

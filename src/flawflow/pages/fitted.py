@@ -1,0 +1,133 @@
+"""The page of a fit: what was learned from what, how the training went, and what the threshold promises."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flawflow.calibration import p_value
+from flawflow.detector import Detector
+from flawflow.fitting import Twin
+from flawflow.pages.facts import (
+    ROOM,
+    kept_number,
+    machine,
+    promise,
+    promise_facts,
+    provenance_section,
+    selection_warning,
+    settings_section,
+    training_section,
+)
+from flawflow.report import Group, Mark, Picture, Section, gallery, gallery_order, histogram_chart, write_page
+
+_GROUP = 8
+
+
+def write_fit_page(path: Path, detector: Detector, twins: Sequence[Twin], file: Path) -> None:
+    """One self-contained page about a fitted detector.
+
+    Args:
+        path: the page to write.
+        detector: the detector.
+        twins: held-out good images with synthetic defects, see `flawflow.fitting.held_out_twins`; may be empty.
+        file: the detector's file, for the commands to go on with.
+
+    Raises:
+        OutputError: the page cannot be written.
+    """
+    pictures = _inspected(detector, twins)
+    sections = [
+        *selection_warning(detector),
+        _learned(detector),
+        *training_section(detector),
+        _promised(detector, pictures),
+        *_shown(detector, pictures),
+        settings_section(detector),
+        _timing(detector),
+        provenance_section(detector),
+        _next(file),
+    ]
+    write_page(path, f"{detector.provenance.get('category', path.stem)}: fit", sections)
+
+
+def _learned(detector: Detector) -> Section:
+    known, recipe = detector.provenance, detector.recipe
+    facts = [
+        ("good images learned", f"{known.get('learned_from')}"),
+        ("good images held out", f"{known.get('held_out')}"),
+    ]
+    history = known.get("history", [])
+    kept = [entry for entry in history if entry["epoch"] + 1 == kept_number(history)]
+    for key in ("image", "pixel"):
+        facts += [(f"{key} AUROC, validation", f"{e[f'{key}_auroc']:.4f}") for e in kept if e.get(f"{key}_auroc")]
+    text = (
+        "The detector learned what good parts look like, from good images alone. Images that it did not learn from "
+        "were held out, to choose the epoch and to set the threshold. The validation numbers are measured on "
+        f"{known.get('selected_on')}; defects of the real product may be easier or harder."
+    )
+    pairs = [
+        ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
+        ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
+        ("backbone, input", f"{recipe.backbone.name}, {recipe.size} × {recipe.size} pixels"),
+    ]
+    return Section("What was learned", text, facts=facts, pairs=pairs)
+
+
+def _promised(detector: Detector, pictures: Sequence[Picture]) -> Section:
+    decision = detector.decision()
+    twins = [picture.score for picture in pictures]
+    groups = [Group("held-out good images", detector.calibration.image_scores, "good")]
+    if twins:
+        groups.append(Group("the same with synthetic defects", twins, "bad"))
+    mark = Mark(f"threshold {decision.threshold:.4g}", decision.threshold)
+    charts = (
+        [histogram_chart("Held-out scores", groups, "anomaly score", [mark])] if any(g.values for g in groups) else []
+    )
+    return Section("Threshold and promise", promise(decision), facts=promise_facts(decision), charts=charts)
+
+
+def _shown(detector: Detector, pictures: Sequence[Picture]) -> list[Section]:
+    if not pictures:
+        return []
+    scores = np.array([picture.score for picture in pictures])
+    called = np.array([picture.is_called for picture in pictures])
+    order = gallery_order(scores, np.ones(len(pictures), np.bool_), called)
+    calibration = detector.calibration
+    low, high = calibration.map_high, 2 * calibration.map_high - calibration.map_median
+    drawn = gallery("g0", (pictures[i] for i in order), len(order), low, high, ROOM, truth="synthetic defect")
+    text = (
+        f"{int(called.sum())} of {len(pictures)} synthetic defects on held-out good images score above the threshold; "
+        "any that do not come first. They are there to judge the training by, and real defects may be easier or "
+        "harder. Point at a picture, or tap it, to see it bare; the white outline is what was changed."
+    )
+    return [Section("Synthetic defects on held-out images", text, gallery=drawn)]
+
+
+def _inspected(detector: Detector, twins: Sequence[Twin]) -> list[Picture]:
+    """The twins, inspected just as images to come are."""
+    normals, line = np.asarray(detector.calibration.image_scores), detector.decision().threshold
+    pictures: list[Picture] = []
+    for start in range(0, len(twins), _GROUP):
+        group = twins[start : start + _GROUP]
+        maps = detector.score_maps([twin.image for twin in group])
+        for twin, one, score in zip(group, maps.numpy(), detector.image_scores(maps).tolist(), strict=True):
+            p = p_value(score, normals)
+            pictures.append(Picture(twin.name, twin.image, twin.mask, one, score, p, True, score > line))
+    return pictures
+
+
+def _timing(detector: Detector) -> Section:
+    seconds = detector.provenance.get("seconds", {})
+    pairs = [(name, f"{value:.1f} s") for name, value in seconds.items()]
+    return Section("Timing", pairs=[*pairs, ("measured on", machine())])
+
+
+def _next(file: Path) -> Section:
+    name = shlex.quote(str(file))
+    return Section(
+        "What to do next",
+        "Inspect new images; where images of known defects exist, measure on them.",
+        commands=[f"flawflow inspect {name} IMAGES -o overlays", f"flawflow evaluate {name} PRODUCT_FOLDER"],
+    )

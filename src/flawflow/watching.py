@@ -1,0 +1,57 @@
+"""A detector and a drift monitor on one stream of images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from flawflow.calibration import Budget, p_value
+from flawflow.detector import Detector, Inspection, score_images
+from flawflow.drift import DriftMonitor, DriftSettings, DriftState, Rows
+from flawflow.images import read_image, resize_image
+from flawflow.reference import STATISTICS, Reference, statistics
+from flawflow.types import Image
+
+
+def follow(detector: Detector, image: Image | Path, budget: Budget | None = None) -> tuple[Inspection, Rows]:
+    """Inspect one image, as `Detector.inspect` does, and its row of statistics, float64 (9,).
+
+    Raises:
+        ImageError: the file cannot be read, or the array is not an RGB image.
+    """
+    array = resize_image(read_image(image) if isinstance(image, Path) else image, detector.recipe.size)
+    latents: list[Tensor] = []
+    maps = score_images(detector.backbone, detector.flow, detector.recipe, [array], detector.device, latents)
+    score = float(detector.image_scores(maps)[0])
+    normals = np.asarray(detector.calibration.image_scores)
+    line = detector.decision(budget).threshold
+    found = Inspection(score, p_value(score, normals), score > line, maps[0].numpy())
+    return found, statistics(array, found.anomaly_map, score, [z[0] for z in latents])
+
+
+def refer(detector: Detector, images: Sequence[Image | Path]) -> Reference:
+    """The reference that a detector keeps, from good images that it did not learn from."""
+    return Reference(tuple(tuple(follow(detector, image)[1].tolist()) for image in images))
+
+
+def extend(reference: Reference | None, detector: Detector, images: Sequence[Image | Path]) -> Reference:
+    """The reference with further good images; None = from these alone."""
+    return Reference((reference.rows if reference else ()) + refer(detector, images).rows)
+
+
+def start_monitor(detector: Detector, settings: DriftSettings) -> DriftMonitor:
+    """A monitor for a new stream, beginning with the detector's reference, if it has one.
+
+    Raises OptionError where reference and warm-up are too few together.
+    """
+    rows = detector.reference.rows if detector.reference else ()
+    return DriftMonitor(STATISTICS, np.array(rows, np.float64).reshape(-1, len(STATISTICS)), settings)
+
+
+def watch(
+    detector: Detector, monitor: DriftMonitor, image: Image | Path, budget: Budget | None = None
+) -> tuple[Inspection, DriftState]:
+    """Inspect the next image of the stream and follow it. Raises ImageError for one that cannot be read."""
+    found, row = follow(detector, image, budget)
+    return found, monitor.update(row)

@@ -1,0 +1,243 @@
+"""`flawflow check`, end to end on small generated products with planted faults."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from flawflow.cli import main
+from flawflow.datasets.generated import write_product_line
+
+Captured = pytest.CaptureFixture[str]
+SMALL = ["--recipe", "demo", "--no-store", "--device", "cpu", "--set", "size=128"]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("line")
+    write_product_line(root, 0, ("metal",), train=20, test_good=3, per_defect=2, size=160)
+    return root / "metal"
+
+
+@pytest.fixture
+def product(clean: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(clean, tmp_path / "metal"))
+
+
+def check(folder: Path, out: Path, *options: str, code: int) -> dict[str, Any]:
+    file = out / "found.json"
+    assert main(["check", str(folder), "-o", str(out / "page"), "--json", str(file), *options]) == code
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["must_fix"] == (code == 1)
+    return found
+
+
+def kinds(found: dict[str, Any]) -> dict[str, str]:
+    return {one["kind"]: one["severity"] for one in found["findings"]}
+
+
+def files(found: dict[str, Any], kind: str) -> set[str]:
+    return {Path(f).name for one in found["findings"] if one["kind"] == kind for c in one["cases"] for f in c["files"]}
+
+
+def test_a_clean_product_has_nothing_to_fix(clean: Path, tmp_path: Path) -> None:
+    found = check(clean, tmp_path, "--quick", code=0)
+    assert set(kinds(found).values()) <= {"note"}
+    assert found["images"] == {
+        "good": 20,
+        "test": 3 + 2 * len(list((clean / "ground_truth").iterdir())),
+        "readable": 29,
+    }
+
+
+def test_the_page_carries_its_pictures_and_reaches_for_nothing(product: Path, tmp_path: Path) -> None:
+    shutil.copy(product / "train/good/000.png", product / "train/good/copy.png")
+    check(product, tmp_path, "--quick", code=1)
+    page = (tmp_path / "page/index.html").read_text()
+    assert "copies among the good images" in page and "data:image/png;base64," in page
+    assert "://" not in page and "<script" not in page and len(page) < 15e6
+
+
+def truncate(product: Path) -> str:
+    file = product / "train/good/002.png"
+    file.write_bytes(file.read_bytes()[:900])
+    return file.name
+
+
+def empty(product: Path) -> str:
+    (product / "train/good/002.png").write_bytes(b"")
+    return "002.png"
+
+
+def deepen(product: Path) -> str:
+    file = product / "train/good/002.png"
+    cv2.imwrite(str(file), cv2.imread(str(file)).astype(np.uint16) * 257)
+    return file.name
+
+
+def blank(product: Path) -> str:
+    cv2.imwrite(str(product / "train/good/002.png"), np.full((160, 160, 3), 7, np.uint8))
+    return "002.png"
+
+
+def leak(product: Path) -> str:
+    shutil.copy(product / "train/good/002.png", product / "test/good/leak.png")
+    return "leak.png"
+
+
+def leak_nearly(product: Path) -> str:
+    image = cv2.imread(str(product / "train/good/002.png"))
+    cv2.imwrite(str(product / "test/good/leak.jpg"), image[1:], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return "leak.jpg"
+
+
+def first_defect(product: Path) -> Path:
+    return min((product / "ground_truth").iterdir())
+
+
+def contradict(product: Path) -> str:
+    defect = first_defect(product).name
+    image = min((product / "test" / defect).iterdir())
+    shutil.copy(image, product / "train/good/hidden.png")
+    return "hidden.png"
+
+
+def bare(product: Path) -> str:
+    mask = min(first_defect(product).iterdir())
+    mask.unlink()
+    return mask.name.replace("_mask", "")
+
+
+def orphan(product: Path) -> str:
+    mask = min(first_defect(product).iterdir())
+    shutil.copy(mask, mask.with_name("999_mask.png"))
+    return "999_mask.png"
+
+
+def three_values(product: Path) -> str:
+    mask = min(first_defect(product).iterdir())
+    levels = np.zeros((160, 160), np.uint8)
+    levels[20:30, 20:30], levels[30:40, 20:30] = 1, 128
+    cv2.imwrite(str(mask), levels)
+    return mask.name
+
+
+def narrow(product: Path) -> str:
+    mask = min(first_defect(product).iterdir())
+    cv2.imwrite(str(mask), cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)[:, :100])
+    return mask.name
+
+
+def tear(product: Path) -> str:
+    mask = min(first_defect(product).iterdir())
+    mask.write_bytes(mask.read_bytes()[:60])
+    return mask.name
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind"),
+    [
+        (truncate, "unreadable files"),
+        (empty, "unreadable files"),
+        (deepen, "mixed bit depths"),
+        (blank, "blank images"),
+        (leak, "copies across train and test"),
+        (leak_nearly, "near copies across train and test"),
+        (contradict, "one image, two labels"),
+        (bare, "missing masks"),
+        (orphan, "masks without an image"),
+        (three_values, "wrong mask values"),
+        (narrow, "mask of other proportions"),
+        (tear, "unreadable masks"),
+    ],
+)
+def test_what_must_be_fixed_is_found(plant: Callable[[Path], str], kind: str, product: Path, tmp_path: Path) -> None:
+    name = plant(product)
+    found = check(product, tmp_path / "out", "--quick", code=1)
+    assert kinds(found)[kind] == "must fix" and name in files(found, kind)
+    assert [k for k, severity in kinds(found).items() if severity == "must fix"] == [kind]
+
+
+def test_most_serious_first(product: Path, tmp_path: Path, capsys: Captured) -> None:
+    truncate(product)
+    image = cv2.imread(str(product / "train/good/004.png"))
+    cv2.imwrite(str(product / "train/good/004.png"), cv2.cvtColor(image, cv2.COLOR_BGR2GRAY))
+    found = check(product, tmp_path / "out", "--quick", code=1)
+    order = [one["severity"] for one in found["findings"]]
+    assert order == sorted(order, key=["must fix", "look", "note"].index) and set(order) == {"must fix", "look", "note"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line[0] != " "]
+    assert lines[0].startswith("must fix: unreadable files") and lines[-1] == f"open {tmp_path / 'out/page/index.html'}"
+
+
+def test_a_defect_among_the_good_images_is_the_oddest(product: Path, tmp_path: Path) -> None:
+    image = cv2.imread(str(product / "train/good/005.png"))
+    cv2.line(image, (60, 50), (100, 110), (0, 0, 0), 4)
+    cv2.imwrite(str(product / "train/good/005.png"), image)
+    found = check(product, tmp_path / "out", *SMALL, code=0)
+    assert Path(found["oddest"][0]["image"]).name == "005.png" and len(found["oddest"]) == 20
+    assert found["oddest"][0]["z"] > 10 * found["oddest"][1]["z"]
+    assert "005.png" in files(found, "hidden outliers") and kinds(found)["hidden outliers"] == "look"
+
+
+def test_a_mask_beside_the_defect_is_doubted(product: Path, tmp_path: Path) -> None:
+    folder = first_defect(product)
+    mask, image = min(folder.iterdir()), min((product / "test" / folder.name).iterdir())
+    picture, levels = cv2.imread(str(product / "train/good/006.png")), np.zeros((160, 160), np.uint8)
+    picture = cv2.GaussianBlur(picture, (0, 0), 1)
+    cv2.line(picture, (110, 40), (130, 110), (0, 0, 255), 6)
+    levels[60:100, 20:40] = 255
+    cv2.imwrite(str(image), picture)
+    cv2.imwrite(str(mask), levels)
+    found = check(product, tmp_path / "out", *SMALL, code=0)
+    assert image.name in files(found, "misplaced masks")
+
+
+def test_the_promise_needs_images_only_where_one_was_chosen(clean: Path, tmp_path: Path) -> None:
+    kind = "too few images for the promise"
+    assert kinds(check(clean, tmp_path, "--quick", code=0))[kind] == "note"
+    assert kinds(check(clean, tmp_path, "--quick", "--false-alarms", "1/1000", code=1))[kind] == "must fix"
+    assert kind not in kinds(check(clean, tmp_path, "--quick", "--false-alarms", "0.7", code=0))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_plain_folder_with_too_few_images(clean: Path, tmp_path: Path, count: int) -> None:
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for file in sorted((clean / "train/good").iterdir())[:count]:
+        shutil.copy(file, folder)
+    assert kinds(check(folder, tmp_path, *SMALL, code=1))["too few images"] == "must fix"
+
+
+def test_images_further_down_are_checked_although_a_fit_would_refuse_them(product: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    shutil.copytree(product / "train/good", folder / "camera 1" / "monday")
+    found = check(folder, tmp_path, "--quick", code=1)
+    assert kinds(found)["layout"] == "must fix" and found["images"]["good"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/absent"], "does not exist"),
+        (["{tmp}/nothing"], "no images"),
+        (["{root}"], "several products"),
+        (["{root}/metal", "--false-alarms", "often"], "expected a rate such as 0.001 or 1/1000"),
+        (["{root}/metal", "--false-alarms", "1/0"], "expected a rate"),
+        (["{root}/metal", "--false-alarms", "2"], "between 0 and 1"),
+        (["{root}/metal", "--weights", "{tmp}/absent.safetensors"], "--quick"),
+        (["{root}/metal", "--recipe", "none"], "unknown recipe"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused(
+    arguments: list[str], message: str, clean: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    filled = [one.format(tmp=tmp_path, root=clean.parent) for one in arguments]
+    assert main(["check", *filled, "-o", str(tmp_path / "out")]) == 2
+    answer = capsys.readouterr().err
+    assert message in answer and "Traceback" not in answer
