@@ -84,7 +84,7 @@ def test_a_fit_that_could_not_be_saved_does_not_begin(
 def test_a_json_file_that_cannot_be_written_is_told_first(
     command: str, part: Path, stone: Path, tmp_path: Path, capsys: Captured, unused: Callable[[str, str], None]
 ) -> None:
-    unused(command, "run_benchmark" if command == "benchmark" else "Detector")
+    unused(command, {"benchmark": "run_benchmark", "evaluate": "Detector", "inspect": "_load"}[command])
     given = {
         "inspect": ["inspect", part, stone / "test"],
         "evaluate": ["evaluate", part, stone],
