@@ -157,8 +157,8 @@ def test_an_export_answers_as_its_detector(kind: str, exports: dict[str, Path], 
 def test_calibration_images_keep_their_p_values(exports: dict[str, Path], part: tuple[Path, Detector]) -> None:
     # Their scores are the thresholds themselves: the last digit must not decide.
     images = [resize_image(one, 64) for one in pictures(6, 64, 5)]
-    for kind in exports:
-        found = ExportedDetector.load(exports[kind]).inspect(images)
+    for file in exports.values():
+        found = ExportedDetector.load(file).inspect(images)
         assert [one.p_value for one in found] == [one.p_value for one in part[1].inspect(images)]
         assert [one.is_defective for one in found] == [one.is_defective for one in part[1].inspect(images)]
 
