@@ -109,7 +109,7 @@ def metadata(detector: Detector, source: Path) -> dict[str, Any]:
 def _write(detector: Detector, about: dict[str, Any], path: Path, kind: str) -> None:
     from flawflow.export.write import detector_model, write_onnx, write_openvino
 
-    model = detector_model(detector, about, about["slack"])
+    model = detector_model(detector, about, about["slack"], double=kind == "onnx")
     if kind == "onnx":
         write_onnx(model, path)
         return

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import PIL.Image
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 18
@@ -24,6 +25,7 @@ IR_VERSION = 10
 _BLOCK = 32
 _SUPPORT = 3  # of the Lanczos kernel, in pixels of the coarser grid
 _DIGIT = 256
+_NODES = 8192  # entries of the kernel's table in a pixel of the coarser grid
 
 
 class _Nodes:
@@ -50,14 +52,17 @@ class _Nodes:
         return first
 
 
-def resize_model(size: int) -> onnx.ModelProto:
-    """uint8 RGB ``image`` (H, W, 3) of any size → uint8 ``pixels`` (1, size, size, 3)."""
+def resize_model(size: int, double: bool = True) -> onnx.ModelProto:
+    """uint8 RGB ``image`` (H, W, 3) of any size → uint8 ``pixels`` (1, size, size, 3).
+
+    Without ``double`` nothing is computed in double precision, which OpenVINO's CPU plugin turns into single.
+    """
     build = _Nodes()
     tall = _height_first(build, size) if pillow_turns() else build.value(False, np.bool_)
     turned = _transposed(build, tall, "image", (2, 1, 0), (2, 0, 1))
     planes = build.op("Cast", turned, to=TensorProto.FLOAT)
-    narrow = _resample(build, planes, size)
-    small = _resample(build, build.op("Transpose", narrow, perm=[0, 2, 1]), size)
+    narrow = _resample(build, planes, size, double)
+    small = _resample(build, build.op("Transpose", narrow, perm=[0, 2, 1]), size, double)
     upright = build.op("Cast", _transposed(build, tall, small, (1, 2, 0), (2, 1, 0)), to=TensorProto.UINT8)
     build.op("Reshape", upright, build.value([1, size, size, 3]), output="pixels")
     graph = helper.make_graph(
@@ -94,13 +99,13 @@ def _transposed(build: _Nodes, condition: str, values: str, then: tuple[int, ...
     return build.op("If", condition, then_branch=branch("turned", then), else_branch=branch("upright", otherwise))
 
 
-def _resample(build: _Nodes, planes: str, size: int) -> str:
+def _resample(build: _Nodes, planes: str, size: int, double: bool) -> str:
     """Whole grey levels (3, R, L) → (3, R, size), float32: one pass along the last axis."""
     blocks = math.ceil(size / _BLOCK)
     length = build.op("Shape", planes, start=2, end=3)
     coarser = build.op("Max", length, build.value([size]))
     places = _windows(build, length, coarser, size, blocks)
-    digits = _digits(build, _coefficients(build, places, length, coarser, size, blocks))
+    digits = _digits(build, _coefficients(build, places, length, coarser, size, blocks, double))
     inside = build.op("Min", places, build.op("Sub", length, build.value([1])))
     seen = build.op("Transpose", build.op("Gather", planes, inside, axis=2), perm=[2, 0, 1, 3])
     sums = build.op("MatMul", seen, build.op("Unsqueeze", digits, build.value([1])))
@@ -122,18 +127,25 @@ def _windows(build: _Nodes, length: str, coarser: str, size: int, blocks: int) -
     return build.op("Add", start, build.op("Unsqueeze", steps, build.value([0])))
 
 
-def _coefficients(build: _Nodes, places: str, length: str, coarser: str, size: int, blocks: int) -> str:
-    """Multiples of 2⁻²² that each output weighs its window with, (blocks, window, _BLOCK) whole float64."""
+def _coefficients(build: _Nodes, places: str, length: str, coarser: str, size: int, blocks: int, double: bool) -> str:
+    """Multiples of 2⁻²² that each output weighs its window with, (blocks, window, _BLOCK) whole numbers."""
     outputs = build.value((2 * np.arange(blocks * _BLOCK) + 1).reshape(blocks, 1, _BLOCK))
     column = build.op("Unsqueeze", places, build.value([2]))
     scaled = build.chain(column, ("Mul", build.value([2])), ("Add", build.value([1])), ("Mul", build.value([size])))
-    # Distances as whole numbers: no precision is lost before the kernel itself.
+    # Distances as whole numbers, in units of 1 / (2 · coarser): no precision is lost before the kernel itself.
     distance = build.op("Sub", scaled, build.op("Mul", outputs, length))
     within = build.op("Less", build.op("Abs", distance), build.op("Mul", coarser, build.value([2 * _SUPPORT])))
     valid = build.op("And", within, build.op("Less", column, length))
+    unit = build.op("Mul", coarser, build.value([2]))
+    return _in_double(build, distance, unit, valid) if double else _in_single(build, distance, unit, valid)
+
+
+def _in_double(build: _Nodes, distance: str, unit: str, valid: str) -> str:
+    """The coefficients as Pillow computes them, float64."""
     zero = build.op("Equal", distance, build.value([0]))
-    unit = build.op("Cast", build.op("Mul", coarser, build.value([2])), to=TensorProto.DOUBLE)
-    argument = build.op("Div", build.op("Cast", distance, to=TensorProto.DOUBLE), unit)
+    argument = build.op(
+        "Div", build.op("Cast", distance, to=TensorProto.DOUBLE), build.op("Cast", unit, to=TensorProto.DOUBLE)
+    )
     wide = build.op("Div", argument, build.value(_SUPPORT, np.float64))
     kernel = build.op("Mul", _sinc(build, argument, zero), _sinc(build, wide, zero))
     kernel = build.op("Where", valid, kernel, build.value(0, np.float64))
@@ -151,6 +163,57 @@ def _sinc(build: _Nodes, argument: str, zero: str) -> str:
     one = build.value(1, np.float64)
     angle = build.op("Where", zero, one, build.op("Mul", argument, build.value(math.pi, np.float64)))
     return build.op("Where", zero, one, build.op("Div", build.op("Sin", angle), angle))
+
+
+def _in_single(build: _Nodes, distance: str, unit: str, valid: str) -> str:
+    """The same from whole numbers and single precision, float32, for runtimes that have no double precision.
+
+    A weight is kept as a whole number of 2⁻¹⁶ and a small rest, both from a table and a Taylor polynomial of second
+    order around its nearest entry. The shares are then found by long division in two steps of 11 bits, the first of
+    them in whole numbers. About one coefficient in some thousands is rounded otherwise than in double precision, to
+    the next multiple of 2⁻²²; the tests count what that does to the pixels.
+    """
+    nodes = build.value(_NODES)
+    away = build.op("Where", valid, build.op("Abs", distance), build.op("Mul", unit, build.value([_SUPPORT])))
+    steps = build.op("Mul", away, nodes)
+    entry = build.op("Div", build.op("Add", steps, build.op("Div", unit, build.value([2]))), unit)
+    offset = build.op("Sub", steps, build.op("Mul", entry, unit))
+    wide = build.op("Mul", build.op("Cast", unit, to=TensorProto.FLOAT), build.value(_NODES, np.float32))
+    step = build.op("Div", build.op("Cast", offset, to=TensorProto.FLOAT), wide)
+    table = [build.op("Gather", build.value(column, np.float32), entry) for column in _kernel_table()]
+    curved = build.op("Mul", step, build.op("Add", table[2], build.op("Mul", step, table[3])))
+    rest = build.op("Add", table[1], curved)
+    return _long_division(build, table[0], rest)
+
+
+def _long_division(build: _Nodes, whole: str, rest: str) -> str:
+    """round(2²² · (whole + rest) / the window's sum of both)."""
+    wholes = build.op("Max", build.op("ReduceSum", whole, build.value([1]), keepdims=1), build.value(1, np.float32))
+    rests = build.op("ReduceSum", rest, build.value([1]), keepdims=1)
+    base = build.value(1 << 11, np.float32)
+    digit = build.op("Round", build.op("Div", build.op("Mul", whole, base), wholes))
+    exact = [build.op("Cast", one, to=TensorProto.INT64) for one in (whole, digit, wholes)]
+    shifted = build.op("Mul", exact[0], build.value(1 << 11))
+    left = build.op("Cast", build.op("Sub", shifted, build.op("Mul", exact[1], exact[2])), to=TensorProto.FLOAT)
+    correction = build.op("Sub", build.op("Mul", rest, base), build.op("Mul", digit, rests))
+    below = build.op("Div", build.op("Add", left, correction), build.op("Add", wholes, rests))
+    return build.op("Add", build.op("Mul", digit, base), build.op("Round", build.op("Mul", below, base)))
+
+
+def _kernel_table() -> NDArray[np.float64]:
+    """Lanczos kernel at multiples of 1 / _NODES up to its support, in units of 2⁻¹⁶: (4, 3 · _NODES + 1).
+
+    Whole part, rest, first derivative, half of the second.
+    """
+    x = np.arange(_SUPPORT * _NODES + 1) / _NODES
+    value = np.sinc(x) * np.sinc(x / _SUPPORT)
+    step = 1e-4
+    near, far = (np.sinc(x + d) * np.sinc((x + d) / _SUPPORT) for d in (-step, step))
+    value[-1] = 0  # also stands for what lies outside
+    first, second = (far - near) / (2 * step), (far - 2 * value + near) / step**2 / 2
+    first[-1] = second[-1] = 0
+    whole = np.rint(value * 65536)
+    return np.stack([whole, value * 65536 - whole, first * 65536, second * 65536])
 
 
 def _digits(build: _Nodes, coefficients: str) -> str:

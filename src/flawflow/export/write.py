@@ -21,13 +21,14 @@ from flawflow.export.resize import IR_VERSION, OPSET, resize_model
 OUTPUTS = ("map", "score", "p_value")
 
 
-def detector_model(detector: Detector, about: Mapping[str, Any], slack: float) -> onnx.ModelProto:
+def detector_model(detector: Detector, about: Mapping[str, Any], slack: float, double: bool = True) -> onnx.ModelProto:
     """uint8 RGB ``image`` (H, W, 3) of any size → ``map`` (S, S), ``score`` () and ``p_value`` (), float32.
 
     Args:
         detector: the fitted detector, on the CPU.
         about: JSON values kept in the file's metadata under the key ``flawflow``.
         slack: see `exported.slack`.
+        double: see `resize.resize_model`.
 
     Raises:
         OptionError: the backbone has an operation that ONNX has not.
@@ -35,7 +36,7 @@ def detector_model(detector: Detector, about: Mapping[str, Any], slack: float) -
     size = detector.recipe.size
     body = _body(DetectorGraph(detector, slack).eval(), torch.zeros(1, size, size, 3, dtype=torch.uint8))
     prefixed = compose.add_prefix(body, "detector_", rename_inputs=False, rename_outputs=False)
-    model = compose.merge_models(resize_model(size), prefixed, [("pixels", "pixels")])
+    model = compose.merge_models(resize_model(size, double), prefixed, [("pixels", "pixels")])
     model.producer_name = "flawflow"
     entry = model.metadata_props.add()
     entry.key, entry.value = "flawflow", json.dumps(about)

@@ -162,7 +162,8 @@ def _score_scale(pooled: NDArray[np.float64], good: NDArray[np.float64], marks: 
     low, high = min(reach), max(reach)
     reference = good if good.size else pooled
     centre, spread = float(np.median(reference)), float(np.ptp(np.quantile(reference, (0.05, 0.95))))
-    pad = (high - low) * 0.02
+    # Values that double precision hardly tells apart still need an axis with a length.
+    pad = max((high - low) * 0.02, 1e-9 * max(1.0, abs(low), abs(high)))
     if spread <= 0 or high - low < 6 * spread:
         return _linear([low - pad, high + pad], Axis(""), _LEFT, _WIDTH - _RIGHT), False
 
