@@ -109,7 +109,7 @@ def _category(detector: Detector, evaluation: Evaluation, name: str, prefix: str
 def _numbers(detector: Detector, evaluation: Evaluation, name: str) -> Section:
     known, labels = detector.provenance, evaluation.labels
     text = (
-        f"{int(labels.sum())} defective and {int((~labels).sum())} good test images, none of them seen before; learned "
+        f"{int(labels.sum())} defective and {int((~labels).sum())} good test images; learned "
         f"from {known.get('learned_from')} good images alone, recipe {detector.recipe.name}, backbone "
         f"{detector.recipe.backbone.name}, seed {known.get('seed')}."
     )
