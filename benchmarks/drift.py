@@ -141,14 +141,17 @@ def delays(good: Rows, drifts: dict[str, list[Rows]], orders: int) -> None:
         first = [alarms_of(*drifted_order(good, steps, seed), daily, 0.05, seed)[:1] for seed in range(orders)]
         found = [alarms[0] for alarms in first if alarms and alarms[0].image > CLEAN]
         early = sum(bool(alarms) and alarms[0].image <= CLEAN for alarms in first)
-        after = [alarm.image - CLEAN for alarm in found] or [0]
+        if not found:
+            print(f"| {name} | 0 of {orders} ({early} too early) | – | – | – | – |", flush=True)
+            continue
+        after = [alarm.image - CLEAN for alarm in found]
         reached = (1 + (int(np.median(after)) - 1) // STEP) * size
-        named = counted([alarm.kind for alarm in found])
+        kinds = counted([alarm.kind for alarm in found])
         seen = counted([alarm.statistic for alarm in found])
         middle, late = np.median(after), np.quantile(after, 0.9)
         print(
             f"| {name} | {len(found)} of {orders} ({early} too early) | {middle:.0f}, {late:.0f} | "
-            f"{reached:g} {unit} | {named} | {seen} |",
+            f"{reached:g} {unit} | {kinds} | {seen} |",
             flush=True,
         )
 
