@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from flawflow.errors import ImageError, OptionError, OutputError
 from flawflow.images import (
+    image_shape,
     read_image,
     read_levels,
     read_mask,
@@ -230,9 +231,33 @@ def test_large_images_are_read_quietly_and_huge_ones_refused(tmp_path: Path, mon
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         np.testing.assert_array_equal(read_image(path), COLOUR)
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)  # more than twice the limit: it refuses
-    with pytest.raises(ImageError, match="too large"):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)  # more than twice its limit; ours is another
+    np.testing.assert_array_equal(read_image(path), COLOUR)
+    assert PIL.Image.MAX_IMAGE_PIXELS == 50
+    monkeypatch.setattr("flawflow.images.LARGEST_PIXELS", 116)
+    with pytest.raises(ImageError, match=r"too large \(13×9 .*expected at most"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_bands_of_a_large_picture_are_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    path = store(tmp_path, PIL.Image.fromarray(COLOUR).convert(mode), "TIFF" if mode == "CMYK" else "PNG")
+    whole = read_image(path)
+    for pixels in (1, 13 * 2, 13 * 4):
+        monkeypatch.setattr("flawflow.images._BAND_PIXELS", pixels)
+        np.testing.assert_array_equal(read_image(path), whole)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_shape_is_known_from_the_header(tmp_path: Path, orientation: int) -> None:
+    exif = PIL.Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = store(tmp_path, PIL.Image.fromarray(COLOUR), exif=exif)
+    assert image_shape(path) == read_image(path).shape[:2]
+    for data, message in ((b"", "empty"), (b"no image", "not an image")):
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=message):
+            image_shape(path)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """The detector: backbone, flow and the scores of held-out good parts, in one file; it inspects images."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,16 @@ from torch import Tensor
 from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.calibration import Budget, Decision, decide, p_value
-from flawflow.errors import DetectorFileError, OptionError, WeightsError
+from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
 from flawflow.features import shifted, views
 from flawflow.flow import Flow
-from flawflow.images import read_image, resize_image
+from flawflow.images import read_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
 from flawflow.reference import Reference
-from flawflow.scoring import enlarge, image_scores, location_scores, smooth
+from flawflow.roi import Roi
+from flawflow.scorer import Scorer
+from flawflow.scoring import enlarge, location_scores, smooth
 from flawflow.types import Image
 
 __all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device", "score_images"]
@@ -88,31 +89,39 @@ class Detector:
         """The threshold of the map: with the budget's rate at most, a good image has any place above it."""
         return decide(self.calibration.map_peaks, budget or self.calibration.budget)
 
-    def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
+    @property
+    def scorer(self) -> Scorer:
+        """How an image of any size is scored: resized whole, or in tiles."""
+        return Scorer(self.recipe, self.backbone.grid, self.calibration.level_limit, self.score_maps)
+
+    def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Height and width of a cell of the map, in pixels of an image of (height, width)."""
+        return self.scorer.cell_size(shape)
+
+    def inspect(
+        self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None, roi: Roi | None = None
+    ) -> list[Inspection]:
         """Inspect one image or several, each an RGB array uint8 (H, W, 3) of any size or a file.
 
         Args:
             images: what to inspect.
             budget: the false-alarm budget of the verdicts; None = the detector's own.
+            roi: regions to ignore, or to look at more or less closely; see `Roi.keeps_promise` for the verdicts.
 
         Raises:
-            ImageError: a file cannot be read, or an array is not an RGB image.
+            ImageError: a file cannot be read, an array is not an RGB image, or the regions do not fit an image.
         """
         if isinstance(images, Path | np.ndarray):
             images = [images]
-        size = self.recipe.size
-        arrays = [resize_image(read_image(one) if isinstance(one, Path) else one, size) for one in images]
-        if not arrays:
-            return []
-        # In groups, so that memory does not grow with the number of images.
-        maps = torch.cat([self.score_maps(arrays[i : i + _GROUP]) for i in range(0, len(arrays), _GROUP)])
-        scores = self.image_scores(maps).tolist()
+        scorer, scored = self.scorer, []
+        # In groups, so that memory does not grow with the number of images; tiles come in groups of their own.
+        step = 1 if self.recipe.tiling.side else _GROUP
+        for start in range(0, len(images), step):
+            group = images[start : start + step]
+            scored += scorer([read_image(one) if isinstance(one, Path) else one for one in group], roi)
         normals = np.asarray(self.calibration.image_scores)
         line = self.decision(budget).threshold
-        return [
-            Inspection(score, p_value(score, normals), score > line, one)
-            for score, one in zip(scores, maps.numpy(), strict=True)
-        ]
+        return [Inspection(score, p_value(score, normals), score > line, one) for score, one in scored]
 
     def score_maps(self, images: Sequence[Image]) -> Tensor:
         """Anomaly maps (B, size, size), float32 on the CPU, of images that already have the input size."""
@@ -120,7 +129,7 @@ class Detector:
 
     def image_scores(self, maps: Tensor) -> Tensor:
         """Image scores (B,) of anomaly maps (B, size, size), in the units of the map; higher = more anomalous."""
-        return _image_scores(maps, self.recipe, self.calibration.level_limit)
+        return self.scorer.image_scores(maps)
 
     def save(self, path: Path) -> None:
         """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done.
@@ -225,28 +234,31 @@ def score_images(
     return (total / len(seen)).cpu()
 
 
-def _image_scores(maps: Tensor, recipe: Recipe, level_limit: float | None) -> Tensor:
-    limit = math.inf if level_limit is None else level_limit
-    return image_scores(maps, recipe.scoring.top, recipe.scoring.level, limit)
-
-
 def calibrate(
     backbone: Backbone,
     flow: Flow,
     recipe: Recipe,
-    images: Sequence[Image],
+    images: Iterable[Image],
     device: torch.device,
     level_limit: float | None = None,
+    roi: Roi | None = None,
 ) -> Calibration:
-    """Score held-out good images that have the input size, just as inspection will."""
+    """Score held-out good images of any size, just as inspection will; one is held in memory at a time."""
+
+    def network(batch: Sequence[Image]) -> Tensor:
+        return score_images(backbone, flow, recipe, batch, device)
+
+    scorer = Scorer(recipe, backbone.grid, level_limit, network)
     scores: list[float] = []
     peaks: list[float] = []
     values: list[NDArray[np.float32]] = []
     for image in images:
-        maps = score_images(backbone, flow, recipe, [image], device)
-        scores += _image_scores(maps, recipe, level_limit).tolist()
-        peaks.append(float(maps.max()))
-        values.append(maps[:, ::4, ::4].numpy().ravel())
+        [(score, found)] = scorer([image], roi)
+        scores.append(score)
+        peaks.append(float(np.nanmax(found)))
+        values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
+    if not scores:
+        raise InputError("no good images to calibrate on: expected at least one")
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
     return Calibration(tuple(sorted(scores)), tuple(sorted(peaks)), median, high, level_limit)
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,10 @@ from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
 from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
-from flawflow.images import read_mask, resize_mask
+from flawflow.images import read_image, read_mask, resize_mask
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
-from flawflow.types import Category, Sample
+from flawflow.tiling import project
+from flawflow.types import AnomalyMap, Category, Sample
 
 _BATCH = 8
 _WORKERS = 2
@@ -67,24 +68,16 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
             f"'{category.name}' has no test images: expected a folder 'test' with 'good' and defective images beside "
             "'train' (see the README)"
         )
-    size = detector.recipe.size
-    source = ImageSource([s.path for s in category.test], size, keep=4 * _BATCH)
-    count = len(source)
+    size, count = detector.recipe.size, len(category.test)
     maps = np.empty((count, size, size), np.float32)
     scores = np.empty(count)
-    detector.score_maps([source(0)])
+    scored = _tiled if detector.recipe.tiling.side else _resized
+    detector.score_maps([np.zeros((size, size, 3), np.uint8)])
     started = time.perf_counter()
-    with (
-        ThreadPoolExecutor(_WORKERS) as pool,
-        tqdm(total=count, desc="inspecting", disable=not progress) as bar,
-    ):
-        images = pool.map(source, range(count))
-        for first in range(0, count, _BATCH):
-            batch = [next(images) for _ in range(first, min(first + _BATCH, count))]
-            scored = detector.score_maps(batch)
-            maps[first : first + len(batch)] = scored.numpy()
-            scores[first : first + len(batch)] = detector.image_scores(scored).numpy()
-            bar.update(len(batch))
+    with tqdm(total=count, desc="inspecting", disable=not progress) as bar:
+        for number, (score, found) in enumerate(scored(detector, category.test)):
+            scores[number], maps[number] = score, found
+            bar.update()
     milliseconds = (time.perf_counter() - started) / count * 1000
     masks = read_masks(category.test, size)
     labels = np.array([s.is_defective for s in category.test])
@@ -102,6 +95,26 @@ def known_images(detector: Detector, samples: Sequence[Sample]) -> int:
     known = {*detector.provenance.get(LEARNED_IMAGES, ()), *detector.provenance.get(CALIBRATION_IMAGES, ())}
     marks = known_again(ImageSource([s.path for s in samples], detector.recipe.size).digests())
     return sum(mark in known for mark in marks)
+
+
+def _resized(detector: Detector, samples: Sequence[Sample]) -> Iterator[tuple[float, AnomalyMap]]:
+    """Score and map of each image, in batches; the next ones are decoded meanwhile."""
+    source = ImageSource([s.path for s in samples], detector.recipe.size, keep=4 * _BATCH)
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        images = pool.map(source, range(len(source)))
+        for first in range(0, len(source), _BATCH):
+            maps = detector.score_maps([next(images) for _ in range(first, min(first + _BATCH, len(source)))])
+            yield from zip(detector.image_scores(maps).tolist(), maps.numpy(), strict=True)
+
+
+def _tiled(detector: Detector, samples: Sequence[Sample]) -> Iterator[tuple[float, AnomalyMap]]:
+    """Score of each image as it comes, and its map brought to the input size."""
+    size = detector.recipe.size
+    for sample in samples:
+        image = read_image(sample.path)
+        shape = (image.shape[0], image.shape[1])
+        [(score, found)] = detector.scorer([image])
+        yield score, project(found, detector.cell_size(shape), shape, (size, size))
 
 
 def read_masks(samples: Sequence[Sample], size: int) -> NDArray[np.bool_] | None:

@@ -102,6 +102,10 @@ class ExportedDetector:
         """The threshold of the map: with the budget's rate at most, a good image has any place above it."""
         return decide(self.calibration.map_peaks, budget or self.calibration.budget)
 
+    def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Height and width of a cell of the map, in pixels of an image of (height, width)."""
+        return shape[0] / self.size, shape[1] / self.size
+
     def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
         """As `Detector.inspect`: each image an RGB array uint8 (H, W, 3) of any size or a file.
 

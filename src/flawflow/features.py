@@ -75,6 +75,10 @@ class ImageSource:
         with ThreadPoolExecutor(_WORKERS) as pool:
             return list(pool.map(digest, self.paths))
 
+    def about(self) -> dict[str, Any]:
+        """What else, beside the files, tells the images of this source from others; JSON values."""
+        return {}
+
 
 def known_again(digests: Sequence[str]) -> list[str]:
     """The first digits of files' SHA-256: what a detector's provenance keeps, to know the files again."""
@@ -129,7 +133,7 @@ class FeatureJob:
             "backbone": asdict(self.backbone.spec),
             "weights": self.backbone.weights_hash,
             "shift": self.shift,
-        }
+        } | self.source.about()
         drawn = base | {"synthesis": asdict(self.synthesis), "seed": self.seed}
         plan = []
         if self.synthesis.sharpness > 0:

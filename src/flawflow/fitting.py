@@ -30,8 +30,10 @@ from flawflow.features import (
 )
 from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
-from flawflow.recipe import Recipe, ScoringConfig, named_recipe
-from flawflow.scoring import image_levels, location_scores, smooth
+from flawflow.levels import level_limit
+from flawflow.recipe import Recipe, named_recipe
+from flawflow.scoring import location_scores
+from flawflow.sources import check_tiles, open_source, whole_images
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, draw_synthetic, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
@@ -103,12 +105,15 @@ def fit(
     started = time.perf_counter()
     checked_seed(seed)
     recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    if select_on_test and recipe.tiling.side:
+        raise OptionError("--select-on-test chooses on whole images, and this recipe cuts tiles: leave one of them out")
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
-    sources = [ImageSource([s.path for s in part], recipe.size) for part in (learn, held)]
-    recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
+    sources = [open_source([s.path for s in part], recipe, seed, backbone.grid) for part in (learn, held)]
+    check_tiles(sources, recipe)
+    recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     if bundle:
         backbone.pack()  # a backbone that cannot be bundled is refused before the long work
     digests = [source.digests() for source in sources]
@@ -147,8 +152,8 @@ def fit(
             progress=say is not None,
         )
         remember(flow, data.normal, target)
-        limit = highest_level(flow, data.normal[0], recipe.scoring, target) if recipe.scoring.level else None
-        good = [sources[1](index) for index in range(len(sources[1]))]
+        limit = level_limit(flow, data, sources[0], recipe, target)
+        good = whole_images(sources[1])
         calibration = replace(calibrate(backbone, flow, recipe, good, target, limit), budget=budget or Budget())
     seen = digests[0] + (ImageSource([s.path for s in category.test], 1).digests() if select_on_test else [])
     provenance = {
@@ -164,6 +169,7 @@ def fit(
         CALIBRATION_IMAGES: known_again(digests[1]),
         "learned_from": len(learn),
         "held_out": len(held),
+        "tiles": len(sources[0]) if recipe.tiling.side else None,
         "shots": shots,
         "seed": seed,
         "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
@@ -176,7 +182,8 @@ def fit(
     if say:
         say(_summary(history, provenance))
     detector = Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
-    detector.reference = refer(detector, good)
+    if not recipe.tiling.side:  # drift is told from whole resized images
+        detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
 
 
@@ -215,7 +222,8 @@ def resolve_synthesis(recipe: Recipe, category: Category, source: ImageSource) -
     """The recipe's synthesis with NSA's numbers filled in: the product's published row, or found from the images."""
     if not recipe.automatic_synthesis:
         return recipe.synthesis
-    if category.synthesis_class is not None:
+    # A published row is of whole products: where the object lies in a tile of one, the tiles tell.
+    if category.synthesis_class is not None and not recipe.tiling.side:
         nsa = nsa_settings(category.synthesis_class)
     else:
         step = max(1, len(source) // 32)
@@ -263,6 +271,8 @@ def held_out_twins(
     Raises:
         ImageError: an image cannot be read.
     """
+    if detector.recipe.tiling.side:
+        return ()  # they were tiles, whose scores are none of an image
     _, held = split(category, detector.recipe, shots, seed)
     source = ImageSource([s.path for s in held], detector.recipe.size)
     kinds = judges(detector.recipe.synthesis)
@@ -315,20 +325,6 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.devi
             latents.append(z[image, :, row, column].half())
             places.append(torch.stack([row, column], dim=1))
     flow.memory.fit(torch.cat(latents), torch.cat(places), threshold)
-
-
-@torch.inference_mode()
-def highest_level(flow: Flow, maps: NDArray[np.float16], scoring: ScoringConfig, device: torch.device) -> float:
-    """The highest level of the images with these features, in the units of the score, without the memory.
-
-    The memory would tell the level of the images that it remembers, not that of images to come.
-    """
-    highest = -math.inf
-    for start in range(0, len(maps), 8):
-        z, log_det = flow(torch.from_numpy(maps[start : start + 8].astype(np.float32)).to(device))
-        scores = smooth(location_scores(z, log_det, scoring.score), scoring.sigma)
-        highest = max(highest, float(image_levels(scores, scoring.level).max()))
-    return highest
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from flawflow.errors import ImageError, OptionError, OutputError
 from flawflow.files import atomic_write
 from flawflow.types import Image, ImageKind, Mask
 
+_ORIENTATION = 274  # EXIF
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # What decoders raise on damaged files, found by damaging files of every format.
 _BROKEN = (
@@ -39,6 +40,9 @@ _BROKEN = (
 _TIFF_BITS = 258  # the tag BitsPerSample
 # The filters for warnings belong to the whole process, so one thread at a time may change them.
 _WARNING_FILTERS = threading.Lock()
+# Decoding needs 7 bytes a pixel for a while, 3 for as long as the image is held: 500 megapixels are 3.5 GB.
+LARGEST_PIXELS = 500_000_000
+_BAND_PIXELS = 1 << 22
 
 
 def read_image(path: Path) -> Image:
@@ -53,8 +57,8 @@ def read_image(path: Path) -> Image:
       rewrite them), so to drop the alpha channel would let two images that look the same differ.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, not an image, holds more than 178 million
-            pixels, or has values whose range is unknown.
+        ImageError: the file is missing, empty, truncated, not an image, holds more than ``LARGEST_PIXELS``,
+            or has values whose range is unknown.
     """
     picture = _decode(path)
     try:
@@ -93,6 +97,18 @@ def read_levels(path: Path) -> NDArray[np.generic]:
         raise ImageError(f"cannot turn {path} (mode {picture.mode}) into a mask: {error}") from error
 
 
+def image_shape(path: Path) -> tuple[int, int]:
+    """Height and width that ``read_image`` will give, from the file's header alone; no pixel is decoded.
+
+    Raises:
+        ImageError: as for ``read_image``, as far as the header tells.
+    """
+    with _decoder(path), _opened(path) as opened:
+        with _quiet():
+            turned = opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        return (opened.width, opened.height) if turned else (opened.height, opened.width)
+
+
 def read_mask(path: Path) -> Mask:
     """Decode a mask file of any mode to bool (H, W) at its own size; every non-zero pixel is a defect.
 
@@ -119,7 +135,7 @@ def resize_image(image: Image, size: int) -> Image:
         ImageError: the array is not an image.
         OptionError: the size is below 1.
     """
-    _check_image(image)
+    check_image(image)
     _check_size(size)
     if image.shape[:2] == (size, size):
         return image
@@ -150,7 +166,7 @@ def write_image(path: Path, image: Image) -> None:
         ImageError: the array is not an image.
         OutputError: the name has another extension, or the system refuses the write.
     """
-    _check_image(image)
+    check_image(image)
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
         raise OutputError(f"cannot write {path}: give a name that ends in {', '.join(_FORMATS)}")
@@ -161,17 +177,37 @@ def write_image(path: Path, image: Image) -> None:
 
 def _decode(path: Path) -> PIL.Image.Image:
     """The decoded, upright picture in the mode that the file has."""
+    with _decoder(path), _opened(path) as opened:
+        # Only the TIFF decoder remarks on anything this late; the others may decode in parallel.
+        with _quiet() if opened.format == "TIFF" else nullcontext():
+            opened.load()
+        with _quiet():
+            PIL.ImageOps.exif_transpose(opened, in_place=True)
+    return opened
+
+
+def _opened(path: Path) -> PIL.Image.Image:
+    """The picture with its header read. Raises ImageError for more pixels than are read."""
+    with _quiet():
+        opened = PIL.Image.open(path)
+    if opened.width * opened.height > LARGEST_PIXELS:
+        opened.close()
+        millions = opened.width * opened.height / 1e6
+        raise ImageError(
+            f"{path} is too large ({opened.width}×{opened.height} = {millions:.3g} megapixels): "
+            f"expected at most {LARGEST_PIXELS / 1e6:.0f}; cut it into several images or scale it down"
+        )
+    return opened
+
+
+@contextmanager
+def _decoder(path: Path) -> Iterator[None]:
+    """What decoders raise on unusable files, as one sentence."""
     _check_file(path)
     try:
-        with _quiet():
-            opened = PIL.Image.open(path)
-        with opened:
-            # Only the TIFF decoder remarks on anything this late; the others may decode in parallel.
-            with _quiet() if opened.format == "TIFF" else nullcontext():
-                opened.load()
-            with _quiet():
-                PIL.ImageOps.exif_transpose(opened, in_place=True)
-        return opened
+        yield
+    except ImageError:
+        raise
     except PIL.UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image that can be read, or its beginning is damaged") from error
     except PIL.Image.DecompressionBombError as error:
@@ -212,10 +248,17 @@ def _check_file(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the decoder's remarks on large sizes and odd metadata: what matters is raised."""
+    """Silence the decoder's remarks on large sizes and odd metadata: what matters is raised.
+
+    The decoder's own limit on pixels gives way to ours, which is checked before anything is decoded.
+    """
     with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = limit
 
 
 def _to_rgb(picture: PIL.Image.Image) -> Image:
@@ -226,11 +269,20 @@ def _to_rgb(picture: PIL.Image.Image) -> Image:
         return _stack(_scale_integers(np.asarray(picture)))
     if picture.mode == "F":
         return _stack(_scale_floats(np.asarray(picture)))
-    if picture.has_transparency_data:
-        black = PIL.Image.new("RGBA", picture.size, (0, 0, 0, 255))
-        picture = PIL.Image.alpha_composite(black, picture.convert("RGBA"))
-    # np.array copies: the array that shares memory with the picture would be read-only.
-    return np.array(picture.convert("RGB"), dtype=np.uint8, order="C")
+    # Band by band: the conversions of a large picture would otherwise hold it four times over.
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    step = max(1, _BAND_PIXELS // picture.width)
+    for top in range(0, picture.height, step):
+        band = picture.crop((0, top, picture.width, min(top + step, picture.height)))
+        pixels[top : top + step] = np.asarray(_opaque(band).convert("RGB"))
+    return pixels
+
+
+def _opaque(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if not picture.has_transparency_data:
+        return picture
+    black = PIL.Image.new("RGBA", picture.size, (0, 0, 0, 255))
+    return PIL.Image.alpha_composite(black, picture.convert("RGBA"))
 
 
 def _scale_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -261,7 +313,8 @@ def _nonzero(values: NDArray[np.generic]) -> Mask:
     return mask
 
 
-def _check_image(image: Image) -> None:
+def check_image(image: Image) -> None:
+    """Raises ImageError for an array that is not uint8 RGB (H, W, 3)."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
         raise ImageError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
 

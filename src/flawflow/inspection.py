@@ -16,7 +16,8 @@ class Inspection:
         score: the raw image score, higher = more anomalous; nats for the score ``nll``; never clipped.
         p_value: share of normal images that would score as high, in (0, 1]: conformal, from held-out good images.
         is_defective: the verdict: whether the score is above the threshold of the false-alarm budget.
-        anomaly_map: float32 (size, size), higher = more anomalous, in the units of the score.
+        anomaly_map: float32 (size, size), higher = more anomalous, in the units of the score; of a detector with tiles
+            (⌈H / pitch⌉, ⌈W / pitch⌉), see `scorer.Scorer`. NaN where a region of interest leaves out a place.
     """
 
     score: float

@@ -96,7 +96,8 @@ def recalibrate(
         )
     changed = copy.copy(detector)
     changed.calibration = _counted(detector, list(fresh.values()), start_anew, progress)
-    changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
+    if not detector.recipe.tiling.side:
+        changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
     changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
     return Recalibrated(_with_misses(changed), len(fresh), taught, len(files) - taught - len(fresh))
 
@@ -177,6 +178,10 @@ def _with_misses(detector: Detector) -> Detector:
 
 def _inspected(detector: Detector, files: Sequence[Path], progress: bool) -> Iterator[Inspection]:
     """What inspection says of each file, the next ones being decoded meanwhile; maps are not kept here."""
+    if detector.recipe.tiling.side:  # tiles are cut from the image as it comes, and one is held at a time
+        for file in files:
+            yield detector.inspect(file)[0]
+        return
     source = ImageSource(files, detector.recipe.size, keep=0)
     groups = [range(i, min(i + _GROUP, len(files))) for i in range(0, len(files), _GROUP)]
     with ThreadPoolExecutor(_WORKERS) as pool, tqdm(total=len(files), disable=not progress, unit="image") as bar:

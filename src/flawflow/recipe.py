@@ -11,6 +11,7 @@ from flawflow.flow import FlowConfig
 from flawflow.objective import PAPER_BOUND_PER_DIMENSION
 from flawflow.scoring import SCORES
 from flawflow.synthesis import SynthesisSettings
+from flawflow.tiling import TilingConfig
 
 Objective = Literal["unsupervised", "self_supervised", "local_margin"]
 
@@ -112,6 +113,7 @@ class Recipe:
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
             version e mod versions (the paper draws anew each epoch).
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
+        tiling: whether images are cut into tiles instead of being resized whole.
     """
 
     name: str = "default"
@@ -124,6 +126,7 @@ class Recipe:
     automatic_synthesis: bool = True
     versions: int = 1
     holdout: float = 0.1
+    tiling: TilingConfig = field(default_factory=TilingConfig)
 
     def __post_init__(self) -> None:
         """Raises OptionError for a number out of range."""

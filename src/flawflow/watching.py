@@ -9,6 +9,7 @@ from torch import Tensor
 from flawflow.calibration import Budget, p_value
 from flawflow.detector import Detector, Inspection, score_images
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState, Rows
+from flawflow.errors import OptionError
 from flawflow.images import read_image, resize_image
 from flawflow.reference import STATISTICS, Reference, statistics
 from flawflow.types import Image
@@ -19,7 +20,10 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
 
     Raises:
         ImageError: the file cannot be read, or the array is not an RGB image.
+        OptionError: the detector was fitted on tiles.
     """
+    if detector.recipe.tiling.side:
+        raise OptionError("drift is told from whole images, and this detector was fitted on tiles: use inspect")
     array = resize_image(read_image(image) if isinstance(image, Path) else image, detector.recipe.size)
     latents: list[Tensor] = []
     maps = score_images(detector.backbone, detector.flow, detector.recipe, [array], detector.device, latents)

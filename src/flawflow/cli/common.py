@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flawflow.calibration import Budget, Decision, parse_confidence, parse_rate, promise
 from flawflow.errors import OptionError, OutputError
 from flawflow.files import writable_folder
+from flawflow.tiling import TilingConfig
 
 if TYPE_CHECKING:
     from flawflow.fitting import StoreOptions
@@ -56,6 +57,14 @@ def parse_changes(settings: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in settings)
 
 
+def parse_tile(text: str) -> TilingConfig:
+    """``SIDE`` or ``SIDE:OVERLAP``, pixels. Raises OptionError."""
+    side, _, overlap = text.partition(":")
+    if not side.isdecimal() or (":" in text and not overlap.isdecimal()) or int(side) == 0:
+        raise OptionError(f"--tile {text}: expected SIDE or SIDE:OVERLAP in pixels, e.g. --tile 512:128")
+    return TilingConfig(int(side), int(overlap) if overlap else None)
+
+
 def chosen_recipe(arguments: argparse.Namespace) -> "Recipe":
     # Here, so that commands without a recipe do not load PyTorch.
     from flawflow.backbones import default_spec
@@ -66,6 +75,9 @@ def chosen_recipe(arguments: argparse.Namespace) -> "Recipe":
     if arguments.backbone and arguments.backbone != recipe.backbone.name:
         spec = asdict(default_spec(arguments.backbone))
         changes = {f"backbone.{name}": json.dumps(value) for name, value in spec.items()} | changes
+    if arguments.tile is not None:
+        tiling = parse_tile(arguments.tile)
+        changes = {"tiling.side": str(tiling.side), "tiling.overlap": str(tiling.shared)} | changes
     if arguments.versions is not None:
         changes["versions"] = str(arguments.versions)
     return change_recipe(recipe, changes)

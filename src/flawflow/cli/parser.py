@@ -87,6 +87,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder for heat-map overlays and table.csv")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     _budget(parser)
+    _regions(parser)
     _loading(parser)
 
 
@@ -113,6 +114,27 @@ def _watch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="append one JSON object an image to this file")
     parser.add_argument("--seed", type=int, default=0, help="fixes the draws that break ties (default: 0)")
     _loading(parser)
+
+
+def _regions(parser: argparse.ArgumentParser) -> None:
+    _tile(parser)
+    parser.add_argument(
+        "--roi", type=Path, metavar="FILE", help="where to look: a mask image (non-zero = inspect) or polygons in .json"
+    )
+    parser.add_argument(
+        "--good", type=Path, metavar="FOLDER", help="good images to calibrate this run on, with its tiles and regions"
+    )
+    parser.add_argument("--scale", type=float, metavar="MM", help="millimetres along a pixel: sizes in mm too")
+    parser.add_argument(
+        "--min-area", type=float, default=0.0, metavar="PIXELS", help="leave out smaller defect regions (default: 0)"
+    )
+    parser.add_argument("--coco", type=Path, metavar="FILE", help="write the defect regions as COCO annotations")
+
+
+def _tile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tile", metavar="SIDE[:OVERLAP]", help="cut images into tiles of SIDE pixels (overlap: SIDE / 4)"
+    )
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +231,7 @@ def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
         parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
     _device(parser)
     _settings(parser)
+    _tile(parser)
     parser.add_argument("--versions", type=int, help="synthetic versions of each image (= --set versions=N)")
     _storing(parser)
     parser.add_argument(

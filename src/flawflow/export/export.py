@@ -39,6 +39,8 @@ def export_detector(
         OutputError: the files cannot be written.
     """
     check_request(output, kind)
+    if detector.recipe.tiling.side:
+        raise OptionError("a detector fitted on tiles cannot be exported: inspect with its .flaw file")
     words, images = sample_images(samples, detector.recipe.size)
     about = metadata(detector, source)
     with atomic_path(output) as temporary:

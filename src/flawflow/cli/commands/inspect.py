@@ -8,57 +8,65 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-
 from flawflow.calibration import promise
 from flawflow.cli.common import check_output, chosen_budget, csv_bytes, decision_values, verdict
+from flawflow.cli.looking import adapted, check_numbers, chosen_roi, draw, find, inspected, write_regions
 from flawflow.errors import FlawflowError, InputError, OptionError
 from flawflow.exported import SUFFIXES, ExportedDetector
 from flawflow.files import atomic_write, list_images, writable_folder, write_json
-from flawflow.images import read_image, write_image
-from flawflow.inspection import Calibration, Inspection
-from flawflow.report import overlay
+from flawflow.images import image_shape, read_image, write_image
+from flawflow.report.findings import Finding, region_values
+from flawflow.roi import Roi
 from flawflow.types import Image
 
 if TYPE_CHECKING:
     from flawflow.detector import Detector
 
 _BATCH = 8
+_BATCH_PIXELS = 32_000_000
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Images → scores, p-values and overlays. An unreadable image is reported and the others go on."""
     if arguments.output is not None:
         writable_folder(arguments.output)
-    if arguments.json is not None:
-        check_output(arguments.json)
+    for file in (arguments.json, arguments.coco):
+        if file is not None:
+            check_output(file)
+    check_numbers(arguments)
     files = _files(arguments.images, arguments.output)
-    detector = _load(arguments)
+    roi = chosen_roi(arguments)
+    detector = adapted(_load(arguments), arguments, roi)
     budget = chosen_budget(arguments, detector.calibration.budget)
     decision, outline = detector.decision(budget), detector.outline(budget)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
+    findings: list[Finding] = []
     print(f"{'score':>12} {'p-value':>8}  {'verdict':<7}  image")
-    for group in _read_groups(files):
+    for group in _read_groups(files, roi):
         faults += [str(image) for _, image in group if isinstance(image, FlawflowError)]
         readable = [(file, image) for file, image in group if not isinstance(image, FlawflowError)]
-        found = detector.inspect([image for _, image in readable], budget)
+        found = inspected(detector, [image for _, image in readable], budget, roi)
         for (file, image), result in zip(readable, found, strict=True):
             told = verdict(result.is_defective)
             rows.append({"image": str(file), "score": result.score, "p_value": result.p_value, "verdict": told})
             print(f"{result.score:12.5g} {result.p_value:8.4f}  {told:<7}  {file}")
             if arguments.output is not None:
                 name = f"{len(rows) - 1:04d}-{file.stem}.png"
-                write_image(arguments.output / name, _drawn(detector.calibration, image, result, outline.threshold))
+                write_image(arguments.output / name, draw(detector, image, result, outline.threshold))
                 rows[-1]["overlay"] = name
+            findings.append(find(detector, file, image, result, outline.threshold, arguments.min_area))
     print(f"promise: {promise(decision)}")
+    print(f"{sum(len(one.regions) for one in findings)} defect regions in {len(findings)} images")
+    write_regions(arguments, findings)
     if arguments.output is not None:
         columns = ("image", "score", "p_value", "verdict", "overlay")
         atomic_write(arguments.output / "table.csv", csv_bytes(columns, rows))
-        print(f"overlays and table.csv in {arguments.output}")
+        print(f"overlays, table.csv and regions.csv in {arguments.output}")
     if arguments.json is not None:
         about = {"decision": decision_values(decision), "outline": decision_values(outline)}
+        for row, finding in zip(rows, findings, strict=True):
+            row["regions"] = [region_values(one, arguments.scale) for one in finding.regions]
         write_json(
             arguments.json, {"detector": str(arguments.detector)} | about | {"images": rows, "unreadable": faults}
         )
@@ -95,28 +103,52 @@ def _files(paths: list[Path], output: Path | None) -> list[Path]:
     return files
 
 
-def _read_groups(files: list[Path]) -> Iterator[list[tuple[Path, Image | FlawflowError]]]:
-    """Batches of images, or the errors in place of them; the next batch is decoded while one is inspected."""
+def _read_groups(files: list[Path], roi: Roi | None) -> Iterator[list[tuple[Path, Image | FlawflowError]]]:
+    """Batches of images, or the errors in place of them; the next batch is decoded while one is inspected.
+
+    A large image comes alone, and nothing is decoded beside it, so that memory holds one of them.
+    """
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[list[tuple[Path, Future[Image | FlawflowError]]]] = deque()
-        for start in range(0, len(files), _BATCH):
-            waiting.append([(file, pool.submit(_try_read, file)) for file in files[start : start + _BATCH]])
-            if len(waiting) > 1:
+        for batch, is_large in _batches(files):
+            while waiting and (is_large or len(waiting) > 1):
                 yield [(file, future.result()) for file, future in waiting.popleft()]
+            if is_large:
+                yield [(file, _try_read(file, roi)) for file in batch]
+            else:
+                waiting.append([(file, pool.submit(_try_read, file, roi)) for file in batch])
         for group in waiting:
             yield [(file, future.result()) for file, future in group]
 
 
-def _try_read(file: Path) -> Image | FlawflowError:
+def _batches(files: list[Path]) -> Iterator[tuple[list[Path], bool]]:
+    """The files in batches of a number and of pixels, and whether a batch is a single image larger than that."""
+    batch: list[Path] = []
+    pixels = 0
+    for file in files:
+        size = _pixels(file)
+        if batch and (len(batch) == _BATCH or pixels + size > _BATCH_PIXELS):
+            yield batch, pixels > _BATCH_PIXELS
+            batch, pixels = [], 0
+        batch.append(file)
+        pixels += size
+    if batch:
+        yield batch, pixels > _BATCH_PIXELS
+
+
+def _pixels(file: Path) -> int:
     try:
-        return read_image(file)
+        height, width = image_shape(file)
+    except FlawflowError:
+        return 0  # the reader will say what is wrong
+    return height * width
+
+
+def _try_read(file: Path, roi: Roi | None) -> Image | FlawflowError:
+    try:
+        image = read_image(file)
+        if roi is not None:
+            roi.check((image.shape[0], image.shape[1]))
     except FlawflowError as error:
-        return error
-
-
-def _drawn(calibration: Calibration, image: Image, found: Inspection, threshold: float) -> Image:
-    """The overlay: what exceeds the held-out good images begins to glow, what exceeds the threshold is outlined."""
-    high = calibration.map_high
-    height, width = image.shape[:2]
-    enlarged = np.asarray(cv2.resize(found.anomaly_map, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    return overlay(image, enlarged, high, 2 * high - calibration.map_median, enlarged > threshold)
+        return InputError(f"{file}: {error}") if str(file) not in str(error) else error
+    return image

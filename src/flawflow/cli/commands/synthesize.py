@@ -9,11 +9,11 @@ from typing import Any
 from flawflow.cli.common import change_recipe, check_output, parse_changes
 from flawflow.datasets import open_folder
 from flawflow.errors import InputError, OptionError
-from flawflow.features import ImageSource
 from flawflow.fitting import resolve_synthesis
 from flawflow.images import write_image
 from flawflow.recipe import named_recipe
 from flawflow.report import contact_sheet
+from flawflow.sources import open_source
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
 
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     category = open_folder(arguments.folder, arguments.seed)
     if len(category.train) < 2:
         raise InputError(f"{arguments.folder} holds {len(category.train)} good image: expected at least 2")
-    source = ImageSource([s.path for s in category.train], recipe.size)
+    source = open_source([s.path for s in category.train], recipe, arguments.seed)
     settings = resolve_synthesis(recipe, category, source)
     rows: list[tuple[Image, Image, Mask]] = []
     for number in range(arguments.count):

@@ -1,0 +1,104 @@
+"""An image of any size → its map and its score: resized whole, or in tiles. Inspection and calibration share it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawflow.images import check_image, resize_image
+from flawflow.recipe import Recipe
+from flawflow.roi import Roi, weigh
+from flawflow.scoring import image_levels, image_scores
+from flawflow.tiling import cell_pitch, plan_tiles, tiled_map
+from flawflow.types import AnomalyMap, Image
+
+_GROUP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """How whole images are scored.
+
+    Attributes:
+        recipe: says whether images are cut into tiles, and what the score is.
+        grid: height and width of the flow's grid, cells.
+        level_limit: see `scoring.image_scores`; None = no limit.
+        network: maps (B, size, size) of images that have the input size.
+    """
+
+    recipe: Recipe
+    grid: tuple[int, int]
+    level_limit: float | None
+    network: Callable[[Sequence[Image]], Tensor]
+
+    @property
+    def pitch(self) -> int:
+        """Pixels of the image along a cell of a tiled map."""
+        return cell_pitch(self.recipe.tiling.side, max(self.grid))
+
+    def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
+        """Height and width of a cell of the map, in pixels of an image of (height, width)."""
+        if self.recipe.tiling.side:
+            return float(self.pitch), float(self.pitch)
+        return shape[0] / self.recipe.size, shape[1] / self.recipe.size
+
+    def maps(self, images: Sequence[Image]) -> list[AnomalyMap]:
+        """Anomaly maps of images uint8 RGB (H, W, 3) of any size.
+
+        Returns:
+            float32 (size, size) each; with tiles (⌈H / pitch⌉, ⌈W / pitch⌉), coarser than the image.
+        """
+        if not self.recipe.tiling.side:
+            return list(self._resized(images))
+        for image in images:
+            check_image(image)
+        plans = [plan_tiles((one.shape[0], one.shape[1]), self.recipe.tiling, self.pitch) for one in images]
+        return [tiled_map(image, plan, self._resized, _GROUP) for image, plan in zip(images, plans, strict=True)]
+
+    def image_scores(self, maps: Tensor, raw: Tensor | None = None) -> Tensor:
+        """Scores (B,) of maps (B, h, w), in their units.
+
+        With tiles ``scoring.top`` is a share of one tile, so that a defect does not fade among the many places of a
+        large image.
+
+        Args:
+            maps: what the highest places are taken from.
+            raw: what the level is taken from; None = the same maps.
+        """
+        scoring, tiling = self.recipe.scoring, self.recipe.tiling
+        top = scoring.top
+        if tiling.side:
+            top = min(1.0, top * (tiling.side // self.pitch) ** 2 / maps[0].numel())
+        highest = image_scores(maps, top)
+        if not scoring.level:
+            return highest
+        limit = math.inf if self.level_limit is None else self.level_limit
+        return highest - image_levels(maps if raw is None else raw, scoring.level).clamp(max=limit)
+
+    def __call__(self, images: Sequence[Image], roi: Roi | None = None) -> list[tuple[float, AnomalyMap]]:
+        """Score and map of each image; the map is NaN at places that the regions ignore.
+
+        The level of a score is that of the whole map: regions that ignore or play down can then only lower a score.
+
+        Raises:
+            RoiMismatch: the regions do not fit an image.
+        """
+        return [self._scored(raw, image, roi) for raw, image in zip(self.maps(images), images, strict=True)]
+
+    def _scored(self, raw: AnomalyMap, image: Image, roi: Roi | None) -> tuple[float, AnomalyMap]:
+        whole = torch.from_numpy(raw)[None]
+        if roi is None:
+            return float(self.image_scores(whole)), raw
+        shape = (image.shape[0], image.shape[1])
+        sensitivity = roi.sensitivity(shape, self.cell_size(shape), (raw.shape[0], raw.shape[1]))
+        weighed = weigh(raw, sensitivity)
+        score = float(self.image_scores(torch.from_numpy(weighed)[None], whole))
+        return score, np.where(sensitivity > 0, weighed, np.float32(np.nan))
+
+    def _resized(self, images: Sequence[Image]) -> NDArray[np.float32]:
+        maps: NDArray[np.float32] = self.network([resize_image(one, self.recipe.size) for one in images]).numpy()
+        return maps
