@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,17 @@ from pycocotools.coco import COCO
 
 from flawflow.adaptation import adapt
 from flawflow.cli import main
+from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import ImageError, InputError, OptionError
+from flawflow.evaluation import evaluate
 from flawflow.images import read_image
-from flawflow.roi import Roi, RoiMismatch, Zone
+from flawflow.recalibration import recalibrate
+from flawflow.roi import Roi, RoiMismatch, Zone, read_zones
 from flawflow.sources import TileSource
 from flawflow.tiling import TilingConfig
+from flawflow.watching import follow
 
 Captured = pytest.CaptureFixture[str]
 SMALL = [
@@ -240,3 +245,36 @@ def test_tiles_to_learn_from_are_those_that_inspection_cuts(stone: Path) -> None
             np.testing.assert_array_equal(source(number), image[y : y + 64, x : x + 64])
             np.testing.assert_array_equal(again(number), source(number))
             number += 1
+
+
+def test_more_good_images_count_as_they_are_inspected(tiled: Path, stone: Path) -> None:
+    detector = Detector.load(tiled, device="cpu")
+    good = sorted((stone / "test" / "good").glob("*.png"))
+    anew = recalibrate(detector, good, start_anew=True).detector
+    assert list(anew.calibration.image_scores) == sorted(detector.inspect(file)[0].score for file in good)
+    assert anew.reference is None and detector.reference is None
+
+
+def test_what_cannot_be_done_in_tiles_is_explained(tiled: Path, stone: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert "fitted on tiles" in refused(capsys, "export", tiled, "-o", tmp_path / "tiled.onnx")
+    with pytest.raises(OptionError, match="fitted on tiles"):
+        follow(Detector.load(tiled, device="cpu"), a_defect(stone))
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_in_tiles_scores_what_inspection_scores(tiled: Path, stone: Path) -> None:
+    detector = Detector.load(tiled, device="cpu")
+    found = evaluate(detector, open_folder(stone, 0))
+    scores = [detector.inspect(sample.path)[0].score for sample in found.samples]
+    assert found.scores.tolist() == scores and found.maps.shape == (len(scores), 64, 64)
+
+
+def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "large-images.md").read_text()
+    block = re.search(r"```json\n(.*?)```", page, re.DOTALL)
+    assert block
+    (tmp_path / "roi.json").write_text(block.group(1))
+    roi = read_zones(tmp_path / "roi.json")
+    assert [zone.use for zone in roi.zones] == ["inspect", "weigh", "ignore"] and roi.keeps_promise
+    values = roi.sensitivity((448, 448), (1.0, 1.0), (448, 448))
+    assert set(np.unique(values)) == {0, 0.5, 1} and values[220, 50] == 0 and values[220, 220] == 0.5
