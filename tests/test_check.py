@@ -231,6 +231,7 @@ def test_images_further_down_are_checked_although_a_fit_would_refuse_them(produc
         (["{root}/metal", "--false-alarms", "2"], "between 0 and 1"),
         (["{root}/metal", "--weights", "{tmp}/absent.safetensors"], "--quick"),
         (["{root}/metal", "--recipe", "none"], "unknown recipe"),
+        (["{root}/metal", "--set", "tiling.side=64"], "whole images"),
     ],
 )
 def test_what_cannot_be_checked_is_refused(

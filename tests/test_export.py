@@ -282,10 +282,12 @@ def test_inspect_needs_the_runtime_alone(
     for more in ((), ("--false-alarms", "1/5", "--confidence", "average")):
         names, original = inspected(part[0], *more)
         copied_names, copied = inspected(exports[kind], *more)
-        assert names == copied_names and len(names) == 4
+        assert names == copied_names == ["0000-0.png", "0001-1.png", "0002-2.png", "regions.csv", "table.csv"]
         assert original["decision"] == copied["decision"] and original["outline"] == copied["outline"]
         for one, other in zip(original["images"], copied["images"], strict=True):
             assert other.pop("score") == pytest.approx(one.pop("score"), rel=1e-4)
+            for region, copy in zip(one.pop("regions"), other.pop("regions"), strict=True):
+                assert copy == pytest.approx(region, rel=1e-4)
             assert one == other
         for name in names[:3]:
             one, other = (

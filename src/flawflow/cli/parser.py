@@ -49,7 +49,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     _device(parser)
     _settings(parser)
     _storing(parser)
-    parser.set_defaults(versions=None)
+    parser.set_defaults(versions=None, tile=None)
 
 
 def _fit(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,8 @@ _LINES = 5
 def run(arguments: argparse.Namespace) -> int:
     """Folder → ranked findings; 1 when something must be fixed."""
     recipe, budget = chosen_recipe(arguments), _budget(arguments.false_alarms)
+    if recipe.tiling.side:
+        raise OptionError("tiling was set, but a check looks at whole images: leave --set tiling.… out")
     folder: Path = arguments.folder
     output = arguments.output or Path(f"{folder.resolve().name}-check")
     checkup = open_checkup(folder, arguments.seed)
