@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,15 @@ from flawflow.images import read_mask, resize_mask
 from flawflow.recipe import Recipe, ScoringConfig, named_recipe
 from flawflow.scoring import image_levels, location_scores, smooth
 from flawflow.store import FeatureStore, make_key, open_store
-from flawflow.synthesis import SynthesisSettings, automatic_settings, draw_synthetic, nsa_settings
+from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
-from flawflow.types import Category, Image, Mask, Sample
+from flawflow.types import Category, Sample
 from flawflow.watching import refer
 
 Say = Callable[[str], None]
 LEAST_IMAGES = 4
 # Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
-_HELD_OUT = 1_000_003
+HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,47 +235,6 @@ def judges(synthesis: SynthesisSettings) -> tuple[SynthesisSettings, SynthesisSe
     return known, replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
 
 
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """A held-out good image with a synthetic defect.
-
-    Attributes:
-        name: kind and file, e.g. ``"cutpaste/004.png"``.
-        image: uint8 RGB (size, size, 3).
-        mask: bool (size, size), True where it was changed.
-    """
-
-    name: str
-    image: Image
-    mask: Mask
-
-
-def held_out_twins(
-    detector: Detector, category: Category, shots: int | None, seed: int, count: int = 32
-) -> tuple[Twin, ...]:
-    """The very defects that judged the training of a detector, or the first ``count`` of them.
-
-    Args:
-        detector: a detector that `fit` made of this category, with these shots and this seed.
-        category, shots, seed: as at the fit.
-        count: at most so many, kinds and images taking turns.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
-    _, held = split(category, detector.recipe, shots, seed)
-    source = ImageSource([s.path for s in held], detector.recipe.size)
-    kinds = judges(detector.recipe.synthesis)
-    twins: list[Twin] = []
-    for index, kind in product(range(len(held)), kinds):
-        if len(twins) == count:
-            break
-        drawn = draw_synthetic(source, len(source), index, 0, seed + _HELD_OUT, kind)
-        if drawn is not None:
-            twins.append(Twin(f"{kind.method}/{held[index].path.name}", drawn.defective, drawn.mask))
-    return tuple(twins)
-
-
 @torch.no_grad()
 def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
     """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments."""
@@ -361,7 +320,7 @@ def _features(
     with_synthetic = recipe.training.objective != "unsupervised"
     data = learn.build(store, recipe.versions, with_synthetic, say)
     held = [
-        FeatureJob(sources[1], backbone, kind, seed + _HELD_OUT, device, shift) for kind in judges(recipe.synthesis)
+        FeatureJob(sources[1], backbone, kind, seed + HELD_OUT_SEED, device, shift) for kind in judges(recipe.synthesis)
     ]
     sets = [job.build(store, 1, True, say) for job in held]
     return data, FeatureSet(
