@@ -10,7 +10,7 @@ import pytest
 
 from browser import measure
 from flawflow import Evaluation, StoreOptions, evaluate, fit
-from flawflow.calibration import Budget, decide
+from flawflow.calibration import Budget, decide, promise, promised_percent
 from flawflow.cli import main
 from flawflow.cli.commands.fit import report_path
 from flawflow.cli.parser import build_parser
@@ -18,10 +18,10 @@ from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import OptionError
-from flawflow.fitting import Twin, held_out_twins, split
+from flawflow.fitting import split
 from flawflow.images import read_image, resize_image
-from flawflow.pages import write_fit_page, write_report
-from flawflow.pages.facts import promise
+from flawflow.pages import Twin, held_out_twins, write_fit_page, write_report
+from flawflow.pages.facts import promise_facts, promise_text
 from flawflow.report.style import STYLE
 from flawflow.types import Category
 from test_cli import SMALL
@@ -129,6 +129,25 @@ def test_what_was_selected_on_test_images_says_so(
     assert honest in read(tmp_path / "fit.html")
 
 
+def test_test_images_that_the_detector_knows_are_told(
+    detector: Detector, category: Category, page: Path, tmp_path: Path
+) -> None:
+    assert "known to the detector" not in read(page)
+    learned = replace(category, test=(*category.test, *category.train[:3]))
+    text = read(write_report(tmp_path, "t", {"metal": (detector, evaluate(detector, learned))}))
+    assert f"3 of these {len(learned.test)} test images are known to the detector" in text
+
+
+def test_another_budget_moves_the_line_of_the_page(
+    detector: Detector, evaluation: Evaluation, page: Path, tmp_path: Path
+) -> None:
+    budget = Budget(0.9, None)
+    line = detector.decision(budget).threshold
+    assert line < detector.decision().threshold
+    text = read(write_report(tmp_path, "t", {"metal": (detector, evaluation)}, budget))
+    assert f"above {line:.4g}." in text and f"above {line:.4g}." not in read(page)
+
+
 def test_several_products_share_a_page_and_its_size(
     detector: Detector, evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +174,7 @@ def test_without_outlines_and_without_defects_there_is_still_a_page(
 def test_a_fit_tells_what_was_learned_and_what_is_promised(fit_page: Path, detector: Detector) -> None:
     text = read(fit_page)
     decision = detector.decision()
-    assert promise(decision) in text and f"{decision.needed}" in text
+    assert promise_text(decision) in text and f"{decision.needed}" in text
     assert detector.backbone.weights_hash in text and detector.provenance["images"] in text
     assert "flawflow inspect 'my parts.flaw' IMAGES" in text
     kept = re.search(r"kept: epoch (\d+)<", fit_page.read_text())
@@ -165,12 +184,12 @@ def test_a_fit_tells_what_was_learned_and_what_is_promised(fit_page: Path, detec
 @pytest.mark.parametrize(("normals", "confidence"), itertools.product((0, 5, 500), (None, 0.9)))
 def test_a_promise_is_told_as_the_decision_has_it(normals: int, confidence: float | None) -> None:
     decision = decide(np.arange(normals, dtype=float), Budget(0.02, confidence))
-    text = promise(decision)
-    assert ("nothing is promised" in text) == (normals == 0)
+    text = promise_text(decision)
+    assert promise(decision) in text
+    assert ("No image is called defective" in text) == (normals == 0)
+    assert (f"above {decision.threshold:.4g}" in text) == (normals > 0)
     if normals:
-        assert f"{100 * decision.promised:.3g} %" in text and f"{decision.normals} good images" in text
-        assert ("would need" in text) == (not decision.kept)
-        assert ("confidence" in text) == (confidence is not None)
+        assert f"≤ {promised_percent(decision)}" in dict(promise_facts(decision)).values()
 
 
 def test_twins_are_held_out_images_changed_under_their_mask(

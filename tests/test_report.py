@@ -17,7 +17,6 @@ from flawflow.report import (
     Case,
     Section,
     contact_sheet,
-    curve_figure,
     encode_png,
     evaluation_figure,
     histogram_figure,
@@ -144,9 +143,6 @@ def test_figures_accept_the_least_there_can_be() -> None:
         evaluation_figure([flat]),
         histogram_figure(one, np.array([0])),
         histogram_figure(one, np.array([1]), threshold=0.5),
-        curve_figure([1], [3.0]),
-        curve_figure([1, 2], [3.0, 2.0], [None, 0.9]),
-        curve_figure([1, 2], [3.0, 2.0], [None, None]),
     ):
         assert opened(png).format == "PNG"
 
@@ -155,8 +151,6 @@ def test_figures_are_deterministic() -> None:
     scores, labels = RNG.normal(size=50), RNG.integers(0, 2, 50)
     assert histogram_figure(scores, labels, 0.0) == histogram_figure(scores, labels, 0.0)
     assert histogram_figure(scores, labels, 0.0) != histogram_figure(scores, labels, 1.0)
-    curves = ([1, 2, 3], [3.0, 2.0, 1.0], [0.5, None, 0.9])
-    assert curve_figure(*curves) == curve_figure(*curves)
 
 
 def test_figures_refuse_nothing_and_uneven_input() -> None:
@@ -164,10 +158,6 @@ def test_figures_refuse_nothing_and_uneven_input() -> None:
         evaluation_figure([])
     with pytest.raises(InputError, match="shape"):
         histogram_figure(np.zeros(0), np.zeros(0, int))
-    with pytest.raises(InputError, match="lengths"):
-        curve_figure([1, 2], [1.0])
-    with pytest.raises(InputError, match="lengths"):
-        curve_figure([], [])
     with pytest.raises(InputError, match="finite"):
         pick_cases(np.array([np.nan]), np.array([1]))
 

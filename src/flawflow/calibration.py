@@ -139,9 +139,14 @@ def promise(decision: Decision) -> str:
     )
     if not count:
         return f"nothing can be promised without held-out good images; {wanted}, {how}"
-    rate = _percent(budget.rate) if decision.kept else _percent_up(decision.promised)
+    rate = promised_percent(decision)
     made = f"at most {rate} false alarms, {how}, from {count} held-out good image{'s' * (count != 1)}"
     return made if decision.kept else f"{made}; {wanted}"
+
+
+def promised_percent(decision: Decision) -> str:
+    """The promised rate as a percentage that does not promise too much, e.g. ``"10.4 %"``."""
+    return _percent(decision.budget.rate) if decision.kept else _percent_up(decision.promised)
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,15 @@ from flawflow.recipe import Recipe, named_recipe
 from flawflow.scoring import location_scores
 from flawflow.sources import check_tiles, open_source, whole_images
 from flawflow.store import FeatureStore, make_key, open_store
-from flawflow.synthesis import SynthesisSettings, automatic_settings, draw_synthetic, nsa_settings
+from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
-from flawflow.types import Category, Image, Mask, Sample
+from flawflow.types import Category, Sample
 from flawflow.watching import refer
 
 Say = Callable[[str], None]
 LEAST_IMAGES = 4
 # Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
-_HELD_OUT = 1_000_003
+HELD_OUT_SEED = 1_000_003
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,62 +117,40 @@ def fit(
     if bundle:
         backbone.pack()  # a backbone that cannot be bundled is refused before the long work
     digests = [source.digests() for source in sources]
-    fingerprint = make_key({"images": digests[0] + digests[1]})
-    run = make_key(
-        {
-            "flawflow": __version__,
-            "recipe": recipe.to_dict(),
-            "weights": backbone.weights_hash,
-            "images": fingerprint,
-            "seed": seed,
-            "select_on_test": select_on_test,
-            "device": target.type,
-        }
-    )
-    with (store or StoreOptions()).open() as opened:
-        data, held_out = _features(opened, sources, backbone, recipe, seed, target, say)
-        features_done = time.perf_counter()
-        flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
-        standardise(flow, data.normal)
-        flow.to(target)
-        if select_on_test:
-            validation = _test_validation(category, recipe, backbone, target)
-        else:
-            validation = Validation.from_synthetic(held_out)
-        history = train(
-            flow,
-            data,
-            validation,
-            recipe.training,
-            recipe.scoring,
-            seed=seed,
-            device=target,
-            checkpoint=checkpoint,
-            run_key=run,
-            progress=say is not None,
-        )
-        remember(flow, data.normal, target)
-        limit = level_limit(flow, data, sources[0], recipe, target)
-        good = whole_images(sources[1])
-        calibration = replace(calibrate(backbone, flow, recipe, good, target, limit), budget=budget or Budget())
-    seen = digests[0] + (ImageSource([s.path for s in category.test], 1).digests() if select_on_test else [])
-    provenance = {
-        "flawflow": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": target.type,
-        "category": category.name,
-        "layout": category.layout,
-        "images": fingerprint,
-        LEARNED_IMAGES: known_again(seen),
-        CALIBRATION_IMAGES: known_again(digests[1]),
+    seen = ImageSource([s.path for s in category.test], 1).digests() if select_on_test else []
+    provenance = _origin(category, target) | _images(digests[0], digests[1], seen)
+    provenance |= {
         "learned_from": len(learn),
         "held_out": len(held),
         "tiles": len(sources[0]) if recipe.tiling.side else None,
         "shots": shots,
         "seed": seed,
         "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
+    }
+    with (store or StoreOptions()).open() as opened:
+        data, held_out = _features(opened, sources, backbone, recipe, seed, target, say)
+        features_done = time.perf_counter()
+        flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
+        standardise(flow, data.normal)
+        flow.to(target)
+        on_test = _test_validation(category, recipe, backbone, target) if select_on_test else None
+        history = train(
+            flow,
+            data,
+            on_test or Validation.from_synthetic(held_out),
+            recipe.training,
+            recipe.scoring,
+            seed=seed,
+            device=target,
+            checkpoint=checkpoint,
+            run_key=_run_key(recipe, backbone, provenance),
+            progress=say is not None,
+        )
+        remember(flow, data.normal, target)
+        limit = level_limit(flow, data, sources[0], recipe, target)
+        good = whole_images(sources[1])
+        calibration = replace(calibrate(backbone, flow, recipe, good, target, limit), budget=budget or Budget())
+    provenance |= {
         "history": [asdict(epoch) for epoch in history],
         "seconds": {
             "features": round(features_done - started, 2),
@@ -185,6 +163,34 @@ def fit(
     if not recipe.tiling.side:  # drift is told from whole resized images
         detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
+
+
+def _origin(category: Category, device: torch.device) -> dict[str, Any]:
+    """What a detector was made with, and of which product."""
+    return {
+        "flawflow": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device.type,
+        "category": category.name,
+        "layout": category.layout,
+    }
+
+
+def _images(learned: list[str], held_out: list[str], seen: list[str]) -> dict[str, Any]:
+    """Which files a detector knows, by their digests; those that chose the epoch count as learned."""
+    return {
+        "images": make_key({"images": learned + held_out}),
+        LEARNED_IMAGES: known_again(learned + seen),
+        CALIBRATION_IMAGES: known_again(held_out),
+    }
+
+
+def _run_key(recipe: Recipe, backbone: Backbone, provenance: dict[str, Any]) -> str:
+    """Names a training: a checkpoint of another one is not gone on from."""
+    known = {name: provenance[name] for name in ("flawflow", "images", "seed", "selected_on", "device")}
+    return make_key(known | {"recipe": recipe.to_dict(), "weights": backbone.weights_hash})
 
 
 def checked_seed(seed: int) -> int:
@@ -241,49 +247,6 @@ def judges(synthesis: SynthesisSettings) -> tuple[SynthesisSettings, SynthesisSe
     """
     known = replace(synthesis, sharpness=0.0)
     return known, replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
-
-
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """A held-out good image with a synthetic defect.
-
-    Attributes:
-        name: kind and file, e.g. ``"cutpaste/004.png"``.
-        image: uint8 RGB (size, size, 3).
-        mask: bool (size, size), True where it was changed.
-    """
-
-    name: str
-    image: Image
-    mask: Mask
-
-
-def held_out_twins(
-    detector: Detector, category: Category, shots: int | None, seed: int, count: int = 32
-) -> tuple[Twin, ...]:
-    """The very defects that judged the training of a detector, or the first ``count`` of them.
-
-    Args:
-        detector: a detector that `fit` made of this category, with these shots and this seed.
-        category, shots, seed: as at the fit.
-        count: at most so many, kinds and images taking turns.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
-    if detector.recipe.tiling.side:
-        return ()  # they were tiles, whose scores are none of an image
-    _, held = split(category, detector.recipe, shots, seed)
-    source = ImageSource([s.path for s in held], detector.recipe.size)
-    kinds = judges(detector.recipe.synthesis)
-    twins: list[Twin] = []
-    for index, kind in product(range(len(held)), kinds):
-        if len(twins) == count:
-            break
-        drawn = draw_synthetic(source, len(source), index, 0, seed + _HELD_OUT, kind)
-        if drawn is not None:
-            twins.append(Twin(f"{kind.method}/{held[index].path.name}", drawn.defective, drawn.mask))
-    return tuple(twins)
 
 
 @torch.no_grad()
@@ -357,7 +320,7 @@ def _features(
     with_synthetic = recipe.training.objective != "unsupervised"
     data = learn.build(store, recipe.versions, with_synthetic, say)
     held = [
-        FeatureJob(sources[1], backbone, kind, seed + _HELD_OUT, device, shift) for kind in judges(recipe.synthesis)
+        FeatureJob(sources[1], backbone, kind, seed + HELD_OUT_SEED, device, shift) for kind in judges(recipe.synthesis)
     ]
     sets = [job.build(store, 1, True, say) for job in held]
     return data, FeatureSet(

@@ -2,5 +2,6 @@
 
 from flawflow.pages.evaluated import write_report
 from flawflow.pages.fitted import write_fit_page
+from flawflow.pages.twins import Twin, held_out_twins
 
-__all__ = ["write_fit_page", "write_report"]
+__all__ = ["Twin", "held_out_twins", "write_fit_page", "write_report"]

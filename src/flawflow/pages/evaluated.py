@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flawflow.calibration import Budget, p_value
+from flawflow.calibration import Budget, Decision, p_value
 from flawflow.detector import Detector
-from flawflow.evaluation import Evaluation
+from flawflow.evaluation import Evaluation, known_images
 from flawflow.files import atomic_write
 from flawflow.images import read_image, resize_image
 from flawflow.metrics import auroc, overlap_curve, roc_curve
@@ -16,8 +16,8 @@ from flawflow.pages.facts import (
     ROOM,
     machine,
     percent,
-    promise,
     promise_facts,
+    promise_text,
     provenance_section,
     selection_warning,
     settings_section,
@@ -72,12 +72,13 @@ def write_report(
     if len(results) > 1:
         sections.append(_overview(results))
     for number, (name, (detector, evaluation)) in enumerate(results.items()):
-        threshold = detector.decision().threshold
-        line = threshold if np.isfinite(threshold) else None
+        decision = detector.decision(budget)
+        line = decision.threshold if np.isfinite(decision.threshold) else None
         atomic_write(folder / f"{name}-cases.png", _cases(evaluation))
         atomic_write(folder / f"{name}-scores.png", histogram_figure(evaluation.scores, evaluation.labels, line))
         prefix = f"{name}: " if len(results) > 1 else ""
-        sections += _category(detector, evaluation, name, prefix, f"g{number}", ROOM // len(results))
+        shown = _gallery(detector, evaluation, decision, f"g{number}", ROOM // len(results))
+        sections += _category(detector, evaluation, decision, name, prefix, shown)
     page = folder / "index.html"
     write_page(page, title, sections)
     return page
@@ -91,14 +92,16 @@ def _overview(results: Mapping[str, tuple[Detector, Evaluation]]) -> Section:
     return Section("Overview", columns=("", *(label for _, label in _METRICS)), rows=rows)
 
 
-def _category(detector: Detector, evaluation: Evaluation, name: str, prefix: str, key: str, room: int) -> list[Section]:
-    shown = _gallery(detector, evaluation, key, room)
+def _category(
+    detector: Detector, evaluation: Evaluation, decision: Decision, name: str, prefix: str, shown: Markup
+) -> list[Section]:
     return [
-        *selection_warning(detector),
+        *selection_warning(detector, prefix),
+        *_known_warning(detector, evaluation, prefix),
         _numbers(detector, evaluation, name),
-        _decided(detector, evaluation, prefix),
+        _decided(evaluation, decision, prefix),
         *_curves(evaluation, prefix),
-        _gallery_section(detector, evaluation, prefix, shown),
+        _gallery_section(evaluation, decision, prefix, shown),
         *training_section(detector, prefix),
         *([] if prefix else [settings_section(detector)]),
         _timing(detector, evaluation, prefix),
@@ -106,11 +109,23 @@ def _category(detector: Detector, evaluation: Evaluation, name: str, prefix: str
     ]
 
 
+def _known_warning(detector: Detector, evaluation: Evaluation, prefix: str) -> list[Section]:
+    """A card to be read first, where test images are known to the detector; none otherwise."""
+    known = known_images(detector, evaluation.samples)
+    if not known:
+        return []
+    text = (
+        f"{known} of these {len(evaluation.samples)} test images are known to the detector: it learned from them, "
+        "chose its epoch on them or is calibrated on them. That flatters every number below."
+    )
+    return [Section(f"{prefix}Known test images", text, warning=True)]
+
+
 def _numbers(detector: Detector, evaluation: Evaluation, name: str) -> Section:
     known, labels = detector.provenance, evaluation.labels
     text = (
-        f"{int(labels.sum())} defective and {int((~labels).sum())} good test images; learned "
-        f"from {known.get('learned_from')} good images alone, recipe {detector.recipe.name}, backbone "
+        f"{int(labels.sum())} defective and {int((~labels).sum())} good test images; learned from "
+        f"{known.get('learned_from')} good images alone, recipe {detector.recipe.name}, backbone "
         f"{detector.recipe.backbone.name}, seed {known.get('seed')}."
     )
     facts = [
@@ -128,8 +143,8 @@ def _numbers(detector: Detector, evaluation: Evaluation, name: str) -> Section:
     return Section(name, text, facts=facts)
 
 
-def _decided(detector: Detector, evaluation: Evaluation, prefix: str) -> Section:
-    decision, labels = detector.decision(), evaluation.labels
+def _decided(evaluation: Evaluation, decision: Decision, prefix: str) -> Section:
+    labels = evaluation.labels
     called = evaluation.scores > decision.threshold
     facts = promise_facts(decision)
     if labels.any():
@@ -144,7 +159,7 @@ def _decided(detector: Detector, evaluation: Evaluation, prefix: str) -> Section
     chart = histogram_chart("Scores of the test images", groups, "anomaly score", [mark])
     kinds = _kinds(evaluation, called)
     table = ("kind", "images", "AUROC", "called defective")
-    return Section(f"{prefix}Decision", promise(decision), facts, table, kinds, charts=[chart])
+    return Section(f"{prefix}Decision", promise_text(decision), facts, table, kinds, charts=[chart])
 
 
 def _kinds(evaluation: Evaluation, called: NDArray[np.bool_]) -> list[tuple[str, ...]]:
@@ -185,8 +200,8 @@ def _curves(evaluation: Evaluation, prefix: str) -> list[Section]:
     return [Section(f"{prefix}Curves", told if len(charts) > 1 else "", charts=charts)]
 
 
-def _gallery_section(detector: Detector, evaluation: Evaluation, prefix: str, shown: Markup) -> Section:
-    wrong = int(((evaluation.scores > detector.decision().threshold) != evaluation.labels).sum())
+def _gallery_section(evaluation: Evaluation, decision: Decision, prefix: str, shown: Markup) -> Section:
+    wrong = int(((evaluation.scores > decision.threshold) != evaluation.labels).sum())
     total = len(evaluation.samples)
     first = f"All {total} images are on the right side of the threshold; the highest score comes first."
     if wrong:
@@ -201,8 +216,8 @@ def _gallery_section(detector: Detector, evaluation: Evaluation, prefix: str, sh
     return Section(f"{prefix}Test images", text, gallery=shown)
 
 
-def _gallery(detector: Detector, evaluation: Evaluation, key: str, room: int) -> Markup:
-    called = evaluation.scores > detector.decision().threshold
+def _gallery(detector: Detector, evaluation: Evaluation, decision: Decision, key: str, room: int) -> Markup:
+    called = evaluation.scores > decision.threshold
     order = gallery_order(evaluation.scores, evaluation.labels, called)
     calibration = detector.calibration
     low, high = calibration.map_high, 2 * calibration.map_high - calibration.map_median

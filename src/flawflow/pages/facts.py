@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flawflow.calibration import Decision
+from flawflow.calibration import Decision, promise, promised_percent
 from flawflow.detector import Detector
 from flawflow.recipe import RECIPES, named_recipe
 from flawflow.report import Axis, Line, Mark, Section, line_chart
@@ -24,28 +24,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def promise(decision: Decision) -> str:
+def promise_text(decision: Decision) -> str:
     """The threshold and what it promises, in words."""
-    sure = (
-        f"with {percent(decision.budget.confidence)} confidence"
-        if decision.budget.confidence is not None
-        else "on average over the choice of those images"
-    )
     if not decision.normals:
-        return "No good image was held out of training, so no image is called defective and nothing is promised."
-    line = f"An image is called defective when its score is above {decision.threshold:.4g}."
-    basis = f"{decision.normals} good images that training did not see"
-    if decision.kept:
-        return (
-            f"{line} Of good images to come, at most {percent(decision.promised)} are then called defective, {sure}; "
-            f"the threshold comes from the scores of {basis}. This holds for good images like those, whatever the "
-            "distribution of their scores."
-        )
+        return f"No image is called defective: {promise(decision)}."
     return (
-        f"{line} That is the highest score of {basis}, and promises that of good images to come at most "
-        f"{percent(decision.promised)} are called defective, {sure}. The budget of {percent(decision.budget.rate)} "
-        f"would need {decision.needed} such images, {decision.needed - decision.normals} more than there are. The "
-        "promise holds for good images like those, whatever the distribution of their scores."
+        f"An image is called defective when its score is above {decision.threshold:.4g}. The promise: "
+        f"{promise(decision)}. It holds for good images like those that were held out, whatever the distribution of "
+        "their scores."
     )
 
 
@@ -53,15 +39,15 @@ def promise_facts(decision: Decision) -> list[tuple[str, str]]:
     """The threshold's numbers, large."""
     confidence = decision.budget.confidence
     return [
-        ("threshold", f"{decision.threshold:.4g}"),
-        ("promised false alarms", f"≤ {percent(decision.promised)}"),
+        ("threshold", f"{decision.threshold:.4g}" if decision.normals else "none"),
+        ("promised false alarms", f"≤ {promised_percent(decision)}"),
         ("confidence", "on average" if confidence is None else percent(confidence)),
         ("good images behind it", f"{decision.normals}"),
         (f"needed for {percent(decision.budget.rate)}", f"{decision.needed}"),
     ]
 
 
-def selection_warning(detector: Detector) -> list[Section]:
+def selection_warning(detector: Detector, prefix: str = "") -> list[Section]:
     """A card to be read first, where the epoch was chosen on test images; none otherwise."""
     if detector.provenance.get("selected_on") != "test images":
         return []
@@ -69,7 +55,7 @@ def selection_warning(detector: Detector) -> list[Section]:
         "The epoch was chosen on test images, as the paper's protocol has it. Every number measured on those images "
         "is therefore better than what images to come will show."
     )
-    return [Section("Selected on test images", text, warning=True)]
+    return [Section(f"{prefix}Selected on test images", text, warning=True)]
 
 
 def training_section(detector: Detector, prefix: str = "") -> list[Section]:

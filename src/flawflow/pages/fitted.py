@@ -8,18 +8,18 @@ import numpy as np
 
 from flawflow.calibration import p_value
 from flawflow.detector import Detector
-from flawflow.fitting import Twin
 from flawflow.pages.facts import (
     ROOM,
     kept_number,
     machine,
-    promise,
     promise_facts,
+    promise_text,
     provenance_section,
     selection_warning,
     settings_section,
     training_section,
 )
+from flawflow.pages.twins import Twin
 from flawflow.report import Group, Mark, Picture, Section, gallery, gallery_order, histogram_chart, write_page
 
 _GROUP = 8
@@ -31,7 +31,7 @@ def write_fit_page(path: Path, detector: Detector, twins: Sequence[Twin], file: 
     Args:
         path: the page to write.
         detector: the detector.
-        twins: held-out good images with synthetic defects, see `flawflow.fitting.held_out_twins`; may be empty.
+        twins: held-out good images with synthetic defects, see `held_out_twins`; may be empty.
         file: the detector's file, for the commands to go on with.
 
     Raises:
@@ -85,7 +85,7 @@ def _promised(detector: Detector, pictures: Sequence[Picture]) -> Section:
     charts = (
         [histogram_chart("Held-out scores", groups, "anomaly score", [mark])] if any(g.values for g in groups) else []
     )
-    return Section("Threshold and promise", promise(decision), facts=promise_facts(decision), charts=charts)
+    return Section("Threshold and promise", promise_text(decision), facts=promise_facts(decision), charts=charts)
 
 
 def _shown(detector: Detector, pictures: Sequence[Picture]) -> list[Section]:

@@ -1,10 +1,9 @@
-"""Numbers and pictures for people: overlays, figures, contact sheets and one self-contained page."""
+"""Numbers and pictures for people: overlays, figures, contact sheets, charts, galleries, one self-contained page."""
 
 from flawflow.report.charts import Axis, Group, Line, Mark, Markup, histogram_chart, line_chart
 from flawflow.report.figures import (
     Case,
     contact_sheet,
-    curve_figure,
     encode_png,
     evaluation_figure,
     histogram_figure,
@@ -24,7 +23,6 @@ __all__ = [
     "Picture",
     "Section",
     "contact_sheet",
-    "curve_figure",
     "encode_png",
     "evaluation_figure",
     "gallery",

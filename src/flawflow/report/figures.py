@@ -227,41 +227,6 @@ def histogram_figure(
     return _png(figure)
 
 
-def curve_figure(epochs: Sequence[int], losses: Sequence[float], aurocs: Sequence[float | None] | None = None) -> bytes:
-    """Training loss, and the AUROC on held-out images, over the epochs; returns PNG.
-
-    Args:
-        epochs: (N,) rising numbers of epochs.
-        losses: (N,) mean loss of each epoch.
-        aurocs: (N,) AUROC on held-out images in [0, 1]; None for epochs in which it was not measured.
-
-    Raises:
-        InputError: there are no epochs, or the lengths differ.
-    """
-    lengths = [len(epochs), len(losses), len(epochs) if aurocs is None else len(aurocs)]
-    if len(set(lengths)) != 1 or not epochs:
-        raise InputError(f"curves of lengths {lengths} (epochs, losses, AUROCs); expected equal ones above 0")
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(6.6, 3.0), layout="constrained")
-    axis = figure.subplots()
-    marker = "o" if len(epochs) < 30 else ""
-    axis.plot(epochs, losses, color=_INK, linewidth=1.5, marker=marker, markersize=3)
-    axis.set_xlabel("epoch")
-    axis.set_ylabel("loss", color=_INK)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _plain(axis)
-    measured = [(e, a) for e, a in zip(epochs, aurocs or [], strict=False) if a is not None]
-    if measured:
-        right = axis.twinx()
-        right.plot(*zip(*measured, strict=True), color=_DEFECTIVE, linewidth=1.5, marker="o", markersize=3)
-        right.set_ylabel("validation AUROC", color=_DEFECTIVE)
-        right.spines["top"].set_visible(False)
-        right.tick_params(labelsize=8)
-    return _png(figure)
-
-
 def encode_png(image: Image) -> bytes:
     """The bytes of a PNG file of a uint8 RGB image (H, W, 3), for example for a ``Section``."""
     buffer = io.BytesIO()

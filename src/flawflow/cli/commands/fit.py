@@ -7,9 +7,9 @@ from flawflow.calibration import Budget, promise
 from flawflow.cli.common import check_output, chosen_budget, chosen_recipe, say, store_options
 from flawflow.datasets import open_folder
 from flawflow.errors import OptionError
-from flawflow.fitting import checked_seed, held_out_twins
+from flawflow.fitting import checked_seed
 from flawflow.fitting import fit as fit_detector
-from flawflow.pages import write_fit_page
+from flawflow.pages import held_out_twins, write_fit_page
 
 
 def run(arguments: argparse.Namespace) -> int:
