@@ -14,14 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from commands import SMALLEST, Captured, refused
 from flawflow.cli import main
 from flawflow.datasets.generated import write_product_line
-
-Captured = pytest.CaptureFixture[str]
-SMALL = [
-    *("--recipe", "demo", "--no-store", "--device", "cpu"),
-    *("--set", "size=64", "--set", "training.epochs=1", "--set", "flow.blocks=1", "--set", "scoring.shift=0"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def stone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def part(stone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("fit") / "stone.flaw"
-    assert main(["fit", str(stone), "-o", str(file), *SMALL]) == 0
+    assert main(["fit", str(stone), "-o", str(file), *SMALLEST]) == 0
     return file
 
 
@@ -49,15 +44,6 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
         monkeypatch.setattr(f"flawflow.cli.commands.{command}.{name}", called)
 
     return forbid
-
-
-def refused(capsys: Captured, *arguments: str | Path) -> str:
-    """Run a command that must fail; its one message."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("flawflow: ") == 1 and "Traceback" not in message
-    return message
 
 
 @pytest.mark.parametrize("place", ["folder", "below a file", "read-only"])
@@ -76,7 +62,7 @@ def test_a_fit_that_could_not_be_saved_does_not_begin(
     if place == "read-only":
         # The superuser may write everything, so the system's answer for other users is given here.
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != file)
-    assert str(file if place != "folder" else tmp_path) in refused(capsys, "fit", stone, "-o", output, *SMALL)
+    assert str(file if place != "folder" else tmp_path) in refused(capsys, "fit", stone, "-o", output, *SMALLEST)
     assert file.read_bytes() == b"an older detector"
 
 
@@ -88,14 +74,14 @@ def test_a_json_file_that_cannot_be_written_is_told_first(
     given = {
         "inspect": ["inspect", part, stone / "test"],
         "evaluate": ["evaluate", part, stone],
-        "benchmark": ["benchmark", "--dataset", "mvtec_ad", "--root", stone.parent, *SMALL],
+        "benchmark": ["benchmark", "--dataset", "mvtec_ad", "--root", stone.parent, *SMALLEST],
     }[command]
     assert "folder" in refused(capsys, *given, "--json", tmp_path)
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf", "1e300"])
 def test_store_limits_that_are_no_size(limit: str, stone: Path, tmp_path: Path, capsys: Captured) -> None:
-    assert "gigabytes" in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALL, "--store-limit", limit)
+    assert "gigabytes" in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALLEST, "--store-limit", limit)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +104,7 @@ def test_store_limits_that_are_no_size(limit: str, stone: Path, tmp_path: Path, 
     ],
 )
 def test_numbers_out_of_range(arguments: list[str], hint: str, stone: Path, tmp_path: Path, capsys: Captured) -> None:
-    assert hint in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALL, *arguments)
+    assert hint in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALLEST, *arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -167,7 +153,7 @@ def test_an_error_of_the_system_is_one_sentence(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
     monkeypatch.setattr("flawflow.cli.commands.fit.fit_detector", full)
-    assert "No space left" in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALL)
+    assert "No space left" in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALLEST)
 
 
 def test_an_interruption_is_one_line(
@@ -178,7 +164,7 @@ def test_an_interruption_is_one_line(
 
     monkeypatch.setattr("flawflow.cli.commands.fit.fit_detector", interrupt)
     capsys.readouterr()
-    assert main(["fit", str(stone), "-o", str(tmp_path / "x.flaw"), *SMALL]) == 130
+    assert main(["fit", str(stone), "-o", str(tmp_path / "x.flaw"), *SMALLEST]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 
 

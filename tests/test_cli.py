@@ -11,14 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
+from commands import SMALL, Captured, refused
 from flawflow.cli import main
 from flawflow.datasets.generated import write_product_line
-
-Captured = pytest.CaptureFixture[str]
-SMALL = [
-    *("--recipe", "demo", "--no-store", "--device", "cpu"),
-    *("--set", "size=64", "--set", "training.epochs=2", "--set", "flow.blocks=2", "--set", "scoring.shift=0"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +29,6 @@ def part(line: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["fit", str(line / "stone"), "-o", str(file), *SMALL]) == 0
     assert not file.with_name("stone.flaw.checkpoint").exists()
     return file
-
-
-def refused(capsys: Captured, *arguments: str | Path) -> str:
-    """Run a command that must fail; its one message."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("flawflow: ") == 1 and "Traceback" not in message
-    return message
 
 
 def test_inspect_writes_overlays_table_and_json(part: Path, line: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from commands import SMALL, Captured, refused
 from flawflow.adaptation import adapt
 from flawflow.cli import main
 from flawflow.datasets import open_folder
@@ -27,11 +28,6 @@ from flawflow.sources import TileSource
 from flawflow.tiling import TilingConfig
 from flawflow.watching import follow
 
-Captured = pytest.CaptureFixture[str]
-SMALL = [
-    *("--recipe", "demo", "--no-store", "--device", "cpu"),
-    *("--set", "size=64", "--set", "training.epochs=2", "--set", "flow.blocks=2", "--set", "scoring.shift=0"),
-]
 WHOLE = ((0.0, 0.0), (160.0, 0.0), (160.0, 160.0), (0.0, 160.0))
 LEFT = ((0.0, 0.0), (80.0, 0.0), (80.0, 160.0), (0.0, 160.0))
 
@@ -55,14 +51,6 @@ def whole(stone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("fit") / "whole.flaw"
     assert main(["fit", str(stone), "-o", str(file), *SMALL]) == 0
     return file
-
-
-def refused(capsys: Captured, *arguments: str | Path) -> str:
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("flawflow: ") == 1 and "Traceback" not in message
-    return message
 
 
 def a_defect(stone: Path) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from browser import measure
+from commands import SMALL
 from flawflow import Evaluation, StoreOptions, evaluate, fit
 from flawflow.calibration import Budget, decide, promise, promised_percent
 from flawflow.cli import main
@@ -24,7 +25,6 @@ from flawflow.pages import Twin, held_out_twins, write_fit_page, write_report
 from flawflow.pages.facts import promise_facts, promise_text
 from flawflow.report.style import STYLE
 from flawflow.types import Category
-from test_cli import SMALL
 from test_fitting import RECIPE
 from test_report import Reader
 

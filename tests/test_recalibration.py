@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from commands import SMALLEST, Captured, refused
 from flawflow.calibration import Budget, share_interval
 from flawflow.cli import main
 from flawflow.datasets import open_folder
@@ -19,12 +20,6 @@ from flawflow.detector import Detector
 from flawflow.errors import ImageError, InputError
 from flawflow.evaluation import at_budget, evaluate, known_images
 from flawflow.recalibration import misses, recalibrate, with_budget, with_defects
-
-Captured = pytest.CaptureFixture[str]
-SMALL = [
-    *("--recipe", "demo", "--no-store", "--device", "cpu"),
-    *("--set", "size=64", "--set", "training.epochs=1", "--set", "flow.blocks=1", "--set", "scoring.shift=0"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +32,7 @@ def stone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def part(stone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("fit") / "stone.flaw"
-    assert main(["fit", str(stone), "-o", str(file), *SMALL, "--false-alarms", "1/20", "--confidence", "90%"]) == 0
+    assert main(["fit", str(stone), "-o", str(file), *SMALLEST, "--false-alarms", "1/20", "--confidence", "90%"]) == 0
     return file
 
 
@@ -57,15 +52,6 @@ def good(stone: Path) -> list[Path]:
 
 def defects(stone: Path) -> list[Path]:
     return sorted((stone / "test/crack").iterdir())
-
-
-def refused(capsys: Captured, *arguments: str | Path) -> str:
-    """Run a command that must fail; its one message."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("flawflow: ") == 1 and "Traceback" not in message
-    return message
 
 
 def told(capsys: Captured, *arguments: str | Path) -> str:
@@ -137,7 +123,7 @@ def test_an_image_counts_once_and_never_when_it_was_learned(detector: Detector, 
 
 def test_test_images_that_chose_the_epoch_do_not_count(stone: Path, tmp_path: Path, capsys: Captured) -> None:
     file = tmp_path / "peeking.flaw"
-    assert main(["fit", str(stone), "-o", str(file), *SMALL, "--select-on-test"]) == 0
+    assert main(["fit", str(stone), "-o", str(file), *SMALLEST, "--select-on-test"]) == 0
     assert "learned from 9 of them" in refused(capsys, "calibrate", file, stone / "test/good")
     out = told(capsys, "evaluate", file, stone, "-o", tmp_path / "out")
     count = len(open_folder(stone, 0).test)

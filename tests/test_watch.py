@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import SMALLEST, Captured
 from flawflow.cli import main
 from flawflow.cli.commands.watch import Arrivals
 from flawflow.datasets.generated import write_product_line
@@ -23,11 +24,6 @@ from flawflow.images import read_image
 from flawflow.reference import STATISTICS, Reference, statistics
 from flawflow.watching import follow, start_monitor, watch
 
-Captured = pytest.CaptureFixture[str]
-SMALL = [
-    *("--recipe", "demo", "--no-store", "--device", "cpu"),
-    *("--set", "size=64", "--set", "training.epochs=1", "--set", "flow.blocks=2", "--set", "scoring.shift=0"),
-]
 QUICK = ("--interval", "0.05", "--device", "cpu")
 
 
@@ -41,7 +37,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def part(line: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("fit") / "stone.flaw"
-    assert main(["fit", str(line), "-o", str(file), *SMALL, "--set", "holdout=0.4"]) == 0
+    assert main(["fit", str(line), "-o", str(file), *SMALLEST, "--set", "holdout=0.4"]) == 0
     return file
 
 

@@ -104,9 +104,7 @@ def fit(
     """
     started = time.perf_counter()
     checked_seed(seed)
-    recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
-    if select_on_test and recipe.tiling.side:
-        raise OptionError("--select-on-test chooses on whole images, and this recipe cuts tiles: leave one of them out")
+    recipe = _usable(recipe, select_on_test)
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
@@ -163,6 +161,13 @@ def fit(
     if not recipe.tiling.side:  # drift is told from whole resized images
         detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
+
+
+def _usable(recipe: Recipe | str, select_on_test: bool) -> Recipe:
+    recipe = named_recipe(recipe) if isinstance(recipe, str) else recipe
+    if select_on_test and recipe.tiling.side:
+        raise OptionError("--select-on-test chooses on whole images, and this recipe cuts tiles: leave one of them out")
+    return recipe
 
 
 def _origin(category: Category, device: torch.device) -> dict[str, Any]:
