@@ -78,13 +78,6 @@ def fold(network: CompactNetwork) -> CompactNetwork:
     return folded
 
 
-def turn(pictures: Tensor, targets: Tensor, which: int) -> tuple[Tensor, Tensor]:
-    """One of the eight turns and reflections of both; rows and columns are dimensions 1 and 2 of each."""
-    if which & 4:
-        pictures, targets = pictures.flip(2), targets.flip(2)
-    return torch.rot90(pictures, which & 3, (1, 2)), torch.rot90(targets, which & 3, (1, 2))
-
-
 def explained(pupil: Pupil, pictures: Tensor, targets: Tensor) -> dict[str, float]:
     """Share of the held-out targets' variance that the joined map explains, for each teacher's level."""
     pupil.eval()
@@ -128,12 +121,10 @@ def distil(folder: Path, output: Path, steps: int, seed: int) -> None:
             group["lr"] = rate
         rng = np.random.default_rng([seed, step])
         rows = np.sort(rng.choice(count, BATCH, replace=False))
-        images, wanted = turn(
-            torch.from_numpy(pictures[rows]), torch.from_numpy(targets[rows]).float(), int(rng.integers(8))
-        )
+        # Never turned or reflected: a teacher sees other things in a turned picture than turned ones.
+        goal = torch.from_numpy(targets[rows]).float().permute(0, 3, 1, 2)
         pupil.train()
-        joined, fine = pupil(images)
-        goal = wanted.permute(0, 3, 1, 2)
+        joined, fine = pupil(torch.from_numpy(pictures[rows]))
         loss = (joined - goal).square().mean() + 0.25 * (fine - goal).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

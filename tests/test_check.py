@@ -226,7 +226,7 @@ def test_images_further_down_are_checked_although_a_fit_would_refuse_them(produc
         (["{tmp}/absent"], "does not exist"),
         (["{tmp}/nothing"], "no images"),
         (["{root}"], "several products"),
-        (["{root}/metal", "--false-alarms", "often"], "expected a rate such as 0.001 or 1/1000"),
+        (["{root}/metal", "--false-alarms", "often"], "expected a rate between 0 and 1, written as 1/1000"),
         (["{root}/metal", "--false-alarms", "1/0"], "expected a rate"),
         (["{root}/metal", "--false-alarms", "2"], "between 0 and 1"),
         (["{root}/metal", "--weights", "{tmp}/absent.safetensors"], "--quick"),

@@ -40,7 +40,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the findings to this file")
     parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
     parser.add_argument(
-        "--false-alarms", metavar="RATE", help="the images must suffice for this promise, e.g. 0.001 or 1/1000"
+        "--false-alarms", metavar="RATE", help="the images must suffice for this promise: 1/1000, 0.001 or 0.1%%"
     )
     parser.add_argument("--recipe", default="default", help="default, compact, paper or demo")
     parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")

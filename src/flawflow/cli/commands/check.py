@@ -1,12 +1,11 @@
 """`flawflow check`."""
 
 import argparse
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 from flawflow.backbones import Backbone, build_backbone
-from flawflow.calibration import Budget
+from flawflow.calibration import Budget, parse_rate
 from flawflow.checkup import Checkup, check_files, open_checkup
 from flawflow.cli.common import check_output, chosen_recipe, say, store_options
 from flawflow.detector import resolve_device
@@ -24,7 +23,8 @@ _LINES = 5
 
 def run(arguments: argparse.Namespace) -> int:
     """Folder → ranked findings; 1 when something must be fixed."""
-    recipe, budget = chosen_recipe(arguments), _budget(arguments.false_alarms)
+    recipe = chosen_recipe(arguments)
+    budget = None if arguments.false_alarms is None else Budget(parse_rate(arguments.false_alarms))
     if recipe.tiling.side:
         raise OptionError("tiling was set, but a check looks at whole images: leave --set tiling.… out")
     folder: Path = arguments.folder
@@ -49,17 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     _print(findings)
     print(f"open {page}")
     return 1 if checkup.must_fix else 0
-
-
-def _budget(text: str | None) -> Budget | None:
-    """``0.001`` or ``1/1000``."""
-    if text is None:
-        return None
-    try:
-        rate = float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise OptionError(f"--false-alarms {text}: expected a rate such as 0.001 or 1/1000") from error
-    return Budget(rate)
 
 
 def _backbone(recipe: Recipe, weights: Path | None) -> Backbone:
