@@ -55,6 +55,8 @@ CHANGES: dict[str, Callable[[Picture], Picture]] = {
     "brightness × 1.1": lambda p: p.point(lambda v: min(255, v * 1.1)),
     "brightness × 0.8": lambda p: p.point(lambda v: v * 0.8),
     "cropped by 2 pixels": lambda p: p.crop((2, 2, p.width, p.height)),
+    "turned by 90°": lambda p: p.transpose(PIL.Image.Transpose.ROTATE_90),
+    "mirrored": lambda p: p.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT),
 }
 
 

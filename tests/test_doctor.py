@@ -52,6 +52,12 @@ CHANGES = {
     "darker": lambda image: np.rint(image * 0.85).astype(np.uint8),
     "brighter": lambda image: np.minimum(image.astype(int) + 8, 255).astype(np.uint8),
     "shifted": lambda image: np.ascontiguousarray(image[2:, 1:]),
+    "turned by 90°": lambda image: np.ascontiguousarray(np.rot90(image)),
+    "turned by 180°": lambda image: np.ascontiguousarray(image[::-1, ::-1]),
+    "turned by 270°": lambda image: np.ascontiguousarray(np.rot90(image, 3)),
+    "mirrored": lambda image: np.ascontiguousarray(image[:, ::-1]),
+    "mirrored and turned": lambda image: np.ascontiguousarray(np.rot90(image[::-1])),
+    "mirrored, darker and saved anew": lambda image: again(np.rint(image[::-1] * 0.85).astype(np.uint8), 60),
 }
 
 
@@ -63,7 +69,8 @@ def test_different_parts_are_no_copies(images: list[Image]) -> None:
 def test_a_changed_copy_is_found_and_only_it(images: list[Image], change: str) -> None:
     changed = CHANGES[change](images[3])
     pairs = find_pairs([measure(image) for image in [*images, changed]])
-    assert [(p.first, p.second, p.exact) for p in pairs] == [(3, len(images), False)]
+    turned = "turned" in change or "mirrored" in change
+    assert [(p.first, p.second, p.exact, p.turned) for p in pairs] == [(3, len(images), False, turned)]
 
 
 def test_equal_pixels_are_exact_copies_of_the_first(images: list[Image]) -> None:

@@ -3,7 +3,8 @@
 Good parts look alike, so what all of them show says nothing. What is compared is what is left of an image when the mean
 of all images and everything smooth are taken away: its own fine detail. Two parts share none of it; a copy keeps it
 through re-encoding, resizing, another brightness and a shift, which a registration undoes (ECC: Evangelidis & Psarakis,
-"Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization", IEEE TPAMI 2008).
+"Parametric Image Alignment Using Enhanced Correlation Coefficient Maximization", IEEE TPAMI 2008). Turned and mirrored
+copies, as augmentation leaves them, are found by comparing all eight symmetries of the square.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ _NEIGHBOURS = 4
 _COARSE_SIDE = 64
 _ALIGN_SIDE = 128
 _CHUNK = 1024
+_TURNS = 8  # symmetries of the square; 0 leaves an image as it is
+_QUARTERS = (1, 3)  # those that another one undoes
 _FEW = 9  # a mean over fewer images is those images, not what all share
 
 Levels = NDArray[np.float32]
@@ -35,12 +38,14 @@ class Pair:
         first, second: their indices, first < second.
         likeness: correlation of their own fine detail, in [0, 1]; 1 for equal pixels.
         exact: whether every pixel is the same.
+        turned: whether one is a turned or mirrored copy of the other.
     """
 
     first: int
     second: int
     likeness: float
     exact: bool
+    turned: bool = False
 
 
 def find_pairs(measures: Sequence[Measures]) -> list[Pair]:
@@ -68,42 +73,57 @@ def _near_pairs(measures: Sequence[Measures], indices: Sequence[int]) -> list[Pa
     common = np.zeros((SIDE, SIDE), np.float32)
     for i in indices:
         common += measures[i].small / np.float32(len(indices))
-    found = []
-    for a, b in _candidates([measures[i].small for i in indices], common):
+    found: dict[tuple[int, int], Pair] = {}
+    for a, b, turn in _candidates([measures[i].small for i in indices], common):
         i, j = sorted((indices[a], indices[b]))
-        value = likeness(measures[i], measures[j], common, len(indices))
+        if (i, j) in found:
+            continue
+        value = likeness(measures[indices[a]], measures[indices[b]], common, len(indices), turn)
         if value >= NEAR:
-            found.append(Pair(i, j, value, False))
-    return found
+            found[i, j] = Pair(i, j, value, False, turn > 0)
+    return [found[key] for key in sorted(found)]
 
 
-def _candidates(smalls: Sequence[NDArray[np.uint8]], common: Levels) -> list[tuple[int, int]]:
-    """Pairs worth a closer look: the nearest neighbours of each image by detail at 64 pixels."""
+def _candidates(smalls: Sequence[NDArray[np.uint8]], common: Levels) -> list[tuple[int, int, int]]:
+    """(one, other, turn of the other) worth a closer look, untouched ones first: the nearest neighbours of each image
+    by detail at 64 pixels."""
     count = len(smalls)
     if count < 2:
         return []
     shared = _detail(_resized(common, _COARSE_SIDE), 4.0)[None] * (count >= _FEW)
     rows = np.concatenate([_own(_detail(_resized(small, _COARSE_SIDE), 4.0)[None], shared) for small in smalls])
-    pairs = set()
-    for start in range(0, count, _CHUNK):
-        near = rows[start : start + _CHUNK] @ rows.T
-        near[np.arange(len(near)), np.arange(start, start + len(near))] = -1
-        best = np.argpartition(-near, min(_NEIGHBOURS, count - 1), axis=1)[:, :_NEIGHBOURS]
-        for row, column in zip(*np.nonzero(np.take_along_axis(near, best, axis=1) > _COARSE), strict=True):
-            i, j = start + int(row), int(best[row, column])
-            pairs.add((min(i, j), max(i, j)))
-    return sorted(pairs)
+    pairs = []
+    for turn in range(_TURNS):
+        found = set()
+        turned = np.stack([_turned(row.reshape(_COARSE_SIDE, -1), turn).ravel() for row in rows])
+        neighbours = 1 if turn else _NEIGHBOURS
+        for start in range(0, count, _CHUNK):
+            near = rows[start : start + _CHUNK] @ turned.T
+            near[np.arange(len(near)), np.arange(start, start + len(near))] = -1
+            best = np.argpartition(-near, min(neighbours, count - 1), axis=1)[:, :neighbours]
+            for row, column in zip(*np.nonzero(np.take_along_axis(near, best, axis=1) > _COARSE), strict=True):
+                i, j = start + int(row), int(best[row, column])
+                # A mirror or a half turn undoes itself; a quarter turn the other way is another turn.
+                found.add((i, j) if turn in _QUARTERS else (min(i, j), max(i, j)))
+        pairs += [(i, j, turn) for i, j in sorted(found)]
+    return pairs
 
 
-def likeness(a: Measures, b: Measures, common: Levels, count: int) -> float:
-    """Correlation of what two images show beyond ``common``, the mean (SIDE, SIDE) of ``count``, once registered."""
+def _turned(levels: Levels, turn: int) -> Levels:
+    """One of the eight symmetries of a square (S, S): quarter turns, of the mirrored image from 4 on."""
+    return np.ascontiguousarray(np.rot90(levels.T if turn & 4 else levels, turn & 3))
+
+
+def likeness(a: Measures, b: Measures, common: Levels, count: int, turn: int = 0) -> float:
+    """Correlation of what an image and another, turned, show beyond ``common``, the mean (SIDE, SIDE) of ``count``
+    images, once they are registered."""
     side = int(np.clip(0.5 * min(a.side, b.side), 48, SIDE))
-    first, second = (one.small.astype(np.float32) for one in (a, b))
+    first, second = a.small.astype(np.float32), _turned(b.small.astype(np.float32), turn)
     warp = _register(_resized(first, _ALIGN_SIDE), _resized(second, _ALIGN_SIDE))
     if warp is None:
         return 0.0
     # The mean of the others: with few images the two themselves are a large part of it.
-    others = np.asarray((common * count - first - second) / max(1, count - 2) * (count >= _FEW), np.float32)
+    others = np.asarray((common * count - a.small - b.small) / max(1, count - 2) * (count >= _FEW), np.float32)
     first, second, others = (_resized(levels, side) for levels in (first, second, others))
     warp[:, 2] *= side / _ALIGN_SIDE
     how = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
@@ -112,7 +132,7 @@ def likeness(a: Measures, b: Measures, common: Levels, count: int) -> float:
     )
     edge = slice(side // 24, side - side // 24)
     x, y, m = (_detail(levels, 2.0)[edge, edge][None] for levels in (first, moved, others))
-    return float(np.clip(_own(x, m)[0] @ _own(y, m)[0], 0, 1))
+    return float(np.clip(_own(x, m)[0] @ _own(y, _turned(m[0], turn)[None])[0], 0, 1))
 
 
 def _register(first: Levels, second: Levels) -> Levels | None:

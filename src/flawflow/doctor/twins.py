@@ -59,7 +59,7 @@ def _near_findings(entries: Sequence[Entry], near: Sequence[Pair]) -> list[Findi
     is_habit = sum(map(len, sets)) > _HABIT * len(entries)
     crossing = [g for g in sets if _crosses(entries, g)]
     within = [g for g in sets if g not in crossing]
-    best = {i: pair.likeness for pair in sorted(near, key=lambda p: p.likeness) for i in (pair.first, pair.second)}
+    best = {i: pair for pair in sorted(near, key=lambda p: p.likeness) for i in (pair.first, pair.second)}
     advice = (
         "so many images have a near twin that parts seem to be photographed several times: keep all images of one part "
         "on one side."
@@ -76,8 +76,8 @@ def _near_findings(entries: Sequence[Entry], near: Sequence[Pair]) -> list[Findi
         *finding(
             "look",
             "near copies",
-            "Nearly the same image several times, saved anew, resized, brightened, shifted, or one part photographed "
-            "again: they count as often.",
+            "Nearly the same image several times, saved anew, resized, brightened, shifted, turned, mirrored, or one "
+            "part photographed again: they count as often.",
             (_case(entries, g, best) for g in within),
         ),
     ]
@@ -87,10 +87,12 @@ def _crosses(entries: Sequence[Entry], group: Sequence[int]) -> bool:
     return len({entries[i][1] for i in group}) > 1
 
 
-def _case(entries: Sequence[Entry], group: Sequence[int], likeness: dict[int, float] | None = None) -> Case:
+def _case(entries: Sequence[Entry], group: Sequence[int], pairs: dict[int, Pair] | None = None) -> Case:
     places = sorted({_place(*entries[i][:2]) for i in group})
-    best = max(likeness[i] for i in group) if likeness else 1.0
-    how = f"likeness {best:.3f}" if likeness else "every pixel equal"
+    best, how = 1.0, "every pixel equal"
+    if pairs:
+        best = max(pairs[i].likeness for i in group)
+        how = f"likeness {best:.3f}" + ", turned or mirrored" * any(pairs[i].turned for i in group)
     files: tuple[Path, ...] = tuple(entries[i][0].path for i in group)
     return Case(f"{len(group)} images in {' and '.join(places)}, {how}", files, best)
 
