@@ -24,7 +24,6 @@ _COARSE_SIDE = 64
 _ALIGN_SIDE = 128
 _CHUNK = 1024
 _TURNS = 8  # symmetries of the square; 0 leaves an image as it is
-_QUARTERS = (1, 3)  # those that another one undoes
 _FEW = 9  # a mean over fewer images is those images, not what all share
 
 Levels = NDArray[np.float32]
@@ -91,11 +90,13 @@ def _candidates(smalls: Sequence[NDArray[np.uint8]], common: Levels) -> list[tup
     if count < 2:
         return []
     shared = _detail(_resized(common, _COARSE_SIDE), 4.0)[None] * (count >= _FEW)
-    rows = np.concatenate([_own(_detail(_resized(small, _COARSE_SIDE), 4.0)[None], shared) for small in smalls])
+    details = [_detail(_resized(small, _COARSE_SIDE), 4.0) for small in smalls]
+    rows = np.concatenate([_own(one[None], shared) for one in details])
     pairs = []
     for turn in range(_TURNS):
         found = set()
-        turned = np.stack([_turned(row.reshape(_COARSE_SIDE, -1), turn).ravel() for row in rows])
+        # What all images show is taken from the turned image: a copy that is turned back shows it where they do.
+        turned = np.concatenate([_own(_turned(one, turn)[None], shared) for one in details]) if turn else rows
         neighbours = 1 if turn else _NEIGHBOURS
         for start in range(0, count, _CHUNK):
             near = rows[start : start + _CHUNK] @ turned.T
@@ -103,8 +104,7 @@ def _candidates(smalls: Sequence[NDArray[np.uint8]], common: Levels) -> list[tup
             best = np.argpartition(-near, min(neighbours, count - 1), axis=1)[:, :neighbours]
             for row, column in zip(*np.nonzero(np.take_along_axis(near, best, axis=1) > _COARSE), strict=True):
                 i, j = start + int(row), int(best[row, column])
-                # A mirror or a half turn undoes itself; a quarter turn the other way is another turn.
-                found.add((i, j) if turn in _QUARTERS else (min(i, j), max(i, j)))
+                found.add((i, j) if turn else (min(i, j), max(i, j)))
         pairs += [(i, j, turn) for i, j in sorted(found)]
     return pairs
 
@@ -132,7 +132,7 @@ def likeness(a: Measures, b: Measures, common: Levels, count: int, turn: int = 0
     )
     edge = slice(side // 24, side - side // 24)
     x, y, m = (_detail(levels, 2.0)[edge, edge][None] for levels in (first, moved, others))
-    return float(np.clip(_own(x, m)[0] @ _own(y, _turned(m[0], turn)[None])[0], 0, 1))
+    return float(np.clip(_own(x, m)[0] @ _own(y, m)[0], 0, 1))
 
 
 def _register(first: Levels, second: Levels) -> Levels | None:
