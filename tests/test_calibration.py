@@ -11,12 +11,14 @@ from scipy.stats import beta
 
 from flawflow.calibration import (
     Budget,
+    confidence_percent,
     decide,
     normals_needed,
     p_value,
     parse_confidence,
     parse_rate,
     promise,
+    rate_percent,
     share_interval,
     smallest_rate,
 )
@@ -118,6 +120,30 @@ def test_normals_needed_counts_in_decimals() -> None:
     assert [normals_needed(Budget(rate, 0.9)) for rate in (0.1, 0.01, 0.001)] == [22, 230, 2302]
     assert decide(np.arange(99.0), Budget(0.01, None)).threshold == 98.0
     assert decide(np.arange(99.0), Budget(0.29, None)).threshold == 70.0  # 29 of 100, though 0.29 * 100 < 29 in binary
+
+
+def test_a_rate_written_as_a_fraction_needs_what_its_denominator_says() -> None:
+    for k in range(2, 2001):
+        budget = Budget(parse_rate(f"1/{k}"), None)
+        assert normals_needed(budget) == k - 1
+        # With twice as many and one, the highest passes.
+        assert decide(np.arange(1, 2 * k), budget).threshold == 2 * k - 2
+
+
+@given(st.floats(1e-6, 1 - 1e-6), st.integers(1, 8))
+def test_no_digit_promises_too_much(share: float, digits: int) -> None:
+    def told(text: str) -> float:
+        return float(text.removesuffix(" %")) / 100
+
+    rate, confidence = told(rate_percent(share, digits)), told(confidence_percent(share))
+    assert share * (1 - 1e-11) <= rate <= share * (1 + 10 ** (1 - digits)) + 1e-12
+    assert share * (1 - 1e-5) - 1e-12 <= confidence <= share * (1 + 1e-11)
+
+
+def test_what_is_less_than_certain_is_not_told_as_certain() -> None:
+    told = promise(decide([0.0] * 5000, Budget(0.5, 0.9999999)))
+    assert told == "at most 50 % false alarms, with 99.9999 % confidence, from 5000 held-out good images"
+    assert rate_percent(0.1) == "10 %" and rate_percent(1 / 7) == "14.2858 %" and rate_percent(0.1044, 3) == "10.5 %"
 
 
 def test_float32_scores_compare_exactly() -> None:

@@ -20,6 +20,7 @@ from flawflow.detector import Detector
 from flawflow.errors import ImageError, InputError
 from flawflow.evaluation import at_budget, evaluate, known_images
 from flawflow.recalibration import misses, recalibrate, with_budget, with_defects
+from flawflow.types import Sample
 
 
 @pytest.fixture(scope="module")
@@ -111,14 +112,47 @@ def test_an_image_counts_once_and_never_when_it_was_learned(detector: Detector, 
     done = recalibrate(detector, [*train, *good(stone), twin])
     assert (done.added, done.learned, done.counted) == (9, 12 - held, held + 1)
     assert len(done.detector.calibration.image_scores) == held + 9
-    with pytest.raises(InputError, match="learned from 0 of them and 10 count already"):
+    with pytest.raises(InputError, match="learned from 0 of them or chose its epoch on them, and 10 count already"):
         recalibrate(done.detector, [*good(stone), twin])
-    with pytest.raises(InputError, match=rf"learned from {12 - held} of them and {held} count"):
+    with pytest.raises(InputError, match=rf"learned from {12 - held} of them .* and {held} count"):
         recalibrate(detector, train)
-    # Counted images may make a new start; learned ones never.
+    # Counted images may make a new start; those that were learned from or chose the epoch never.
     anew = recalibrate(done.detector, [*train, *good(stone)[:3]], start_anew=True)
-    assert (anew.added, anew.learned) == (held + 3, 12 - held)
-    assert len(anew.detector.provenance["calibration_images"]) == held + 3
+    assert (anew.added, anew.learned) == (3, 12)
+    assert len(anew.detector.provenance["calibration_images"]) == 3
+    with pytest.raises(InputError, match="learned from 12 of them or chose its epoch on them"):
+        recalibrate(anew.detector, train)
+    held_out = [Sample(file, "good") for file in train]
+    assert known_images(detector, held_out) == known_images(anew.detector, held_out) == 12
+
+
+def test_a_known_defect_is_no_good_image(detector: Detector, stone: Path) -> None:
+    knowing = with_defects(detector, defects(stone))
+    with pytest.raises(InputError, match=r"000\.png is given as a good image, but"):
+        recalibrate(knowing, [*good(stone), *defects(stone)[:1]])
+
+
+def test_copies_are_not_both_learned_from_and_held_out(stone: Path, tmp_path: Path, capsys: Captured) -> None:
+    for number in range(3):
+        for file in sorted((stone / "train/good").iterdir())[:6]:
+            shutil.copy(file, tmp_path / f"{number}-{file.name}")
+    given = [*SMALLEST, "--set", "holdout=0.5", "--no-report"]
+    assert main(["fit", str(tmp_path), "-o", str(tmp_path / "part.flaw"), *given]) == 0
+    assert "12 of 18 good images are copies of others, byte for byte" in capsys.readouterr().err
+    about = Detector.load(tmp_path / "part.flaw", device="cpu").provenance
+    learned, held = about["learned_images"], about["calibration_images"]
+    assert len(learned) == len(set(learned)) == 3 and len(held) == len(set(held)) == 3
+    assert not set(learned) & set(held)
+
+
+def test_a_score_does_not_depend_on_the_company(detector: Detector, stone: Path) -> None:
+    files = [*good(stone), *defects(stone)]
+    together = detector.inspect(files)
+    alone = [detector.inspect(file)[0] for file in files]
+    assert [one.score for one in together] == [one.score for one in alone]
+    measured = evaluate(detector, open_folder(stone, 0))
+    scores = dict(zip((sample.path for sample in measured.samples), measured.scores.tolist(), strict=True))
+    assert [scores[file] for file in files] == [one.score for one in alone]
 
 
 def test_test_images_that_chose_the_epoch_do_not_count(stone: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -185,7 +219,8 @@ def test_calibrate_leaves_out_what_was_learned_and_says_so(copied: Path, stone: 
     for file in good(stone)[:3]:
         shutil.copy(file, both / f"new-{file.name}")
     out = told(capsys, "calibrate", copied, both)
-    assert "added 3 good images, left out 10 that the detector learned from, left out 2 that count already" in out
+    left = "left out 10 that the detector learned from or chose its epoch on, left out 2 that count already"
+    assert f"added 3 good images, {left}\n" in out
 
 
 @pytest.mark.parametrize("fault", ["broken", "absent", "no image", "known", "defects absent", "no defects", "rate"])

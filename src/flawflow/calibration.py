@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from fractions import Fraction
 from typing import Any
 
@@ -132,9 +133,9 @@ def smallest_rate(count: int, confidence: float | None) -> float:
 def promise(decision: Decision) -> str:
     """What a decision promises, for people: the rate, how surely, from how many good images, how many are missing."""
     budget, count = decision.budget, decision.normals
-    how = "on average" if budget.confidence is None else f"with {_percent(budget.confidence)} confidence"
+    how = "on average" if budget.confidence is None else f"with {confidence_percent(budget.confidence)} confidence"
     wanted = (
-        f"the {_percent(budget.rate)} asked for need {decision.needed} good images, {decision.needed - count} more "
+        f"the {rate_percent(budget.rate)} asked for need {decision.needed} good images, {decision.needed - count} more "
         "(flawflow calibrate adds them)"
     )
     if not count:
@@ -146,17 +147,24 @@ def promise(decision: Decision) -> str:
 
 def promised_percent(decision: Decision) -> str:
     """The promised rate as a percentage that does not promise too much, e.g. ``"10.4 %"``."""
-    return _percent(decision.budget.rate) if decision.kept else _percent_up(decision.promised)
+    return rate_percent(decision.budget.rate) if decision.kept else rate_percent(decision.promised, digits=3)
 
 
-def _percent(share: float) -> str:
-    return f"{share * 100:.6g} %"
+def rate_percent(rate: float, digits: int = 6) -> str:
+    """A false-alarm rate as a percentage, rounded up, so that no digit promises too much."""
+    return _percent(rate, digits, ROUND_CEILING)
 
 
-def _percent_up(share: float) -> str:
-    """Three digits, rounded up, so that no digit promises too much."""
-    step = 10 ** (math.floor(math.log10(share * 100)) - 2)
-    return f"{math.ceil(share * 100 / step - 1e-6) * step:.6g} %"
+def confidence_percent(confidence: float) -> str:
+    """A confidence as a percentage, rounded down: what is less than certain is not told as 100 %."""
+    return _percent(confidence, 6, ROUND_FLOOR)
+
+
+def _percent(share: float, digits: int, rounding: str) -> str:
+    # To twelve digits first: the last ones of a binary fraction are no reason to round a whole step.
+    exact = Context(prec=12).create_decimal(repr(float(share))) * 100
+    rounded = Context(prec=digits, rounding=rounding).create_decimal(exact)
+    return f"{rounded.normalize():f} %"
 
 
 def parse_rate(text: str) -> float:
@@ -256,10 +264,12 @@ def _passed(count: int, budget: Budget) -> int:
 
 
 def _exact(rate: float) -> Fraction:
-    """The decimal number that was meant: 0.29 · 100 is 29, which the nearest binary fraction misses."""
+    """The fraction that was meant: 0.29 · 100 is 29 and 7 · (1/7) is 1, which the nearest binary fractions miss."""
     if not 0 < rate < 1:
         raise OptionError(f"false-alarm rate {rate}: expected a number between 0 and 1, such as 0.01")
-    return Fraction(repr(float(rate)))
+    number = float(rate)
+    simple = Fraction(number).limit_denominator(1_000_000)  # 1/7 has no finite decimals
+    return simple if float(simple) == number else Fraction(repr(number))
 
 
 def _checked(normal_scores: Scores) -> NDArray[np.float64]:

@@ -218,7 +218,12 @@ def score_images(
 
     A view is the image shifted, with the edge repeated; its map is shifted back. The latents z (B, C, h, w) of each
     view are added to ``latents``, where given.
+
+    On the CPU one image at a time: products of another shape round differently, and what an image scores must not
+    depend on those that are inspected with it.
     """
+    if device.type == "cpu" and len(images) > 1:
+        return torch.cat([score_images(backbone, flow, recipe, [image], device, latents) for image in images])
     batch = torch.from_numpy(np.stack(images)).to(device)
     seen = views(recipe.scoring.shift)
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)

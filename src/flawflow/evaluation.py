@@ -14,7 +14,7 @@ from tqdm import tqdm
 from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
-from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
+from flawflow.features import ImageSource, known_again, known_marks
 from flawflow.images import read_image, read_mask, resize_mask
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
 from flawflow.tiling import project
@@ -92,7 +92,7 @@ def known_images(detector: Detector, samples: Sequence[Sample]) -> int:
 
     Numbers on such images flatter it. Raises InputError where a file cannot be read.
     """
-    known = {*detector.provenance.get(LEARNED_IMAGES, ()), *detector.provenance.get(CALIBRATION_IMAGES, ())}
+    known = known_marks(detector.provenance)
     marks = known_again(ImageSource([s.path for s in samples], detector.recipe.size).digests())
     return sum(mark in known for mark in marks)
 
@@ -103,8 +103,7 @@ def _resized(detector: Detector, samples: Sequence[Sample]) -> Iterator[tuple[fl
     with ThreadPoolExecutor(_WORKERS) as pool:
         images = pool.map(source, range(len(source)))
         for first in range(0, len(source), _BATCH):
-            maps = detector.score_maps([next(images) for _ in range(first, min(first + _BATCH, len(source)))])
-            yield from zip(detector.image_scores(maps).tolist(), maps.numpy(), strict=True)
+            yield from detector.scorer([next(images) for _ in range(first, min(first + _BATCH, len(source)))])
 
 
 def _tiled(detector: Detector, samples: Sequence[Sample]) -> Iterator[tuple[float, AnomalyMap]]:

@@ -1,7 +1,7 @@
 """Images → feature maps in the store: what training and validation read. One of the files that know the order."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +21,9 @@ from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
 
-LEARNED_IMAGES = "learned_images"  # in a detector's provenance: files it learned from or chose its epoch on
-CALIBRATION_IMAGES = "calibration_images"  # … and files whose scores make its thresholds
+LEARNED_IMAGES = "learned_images"  # in a detector's provenance: files it learned from, or test images it was chosen on
+VALIDATION_IMAGES = "validation_images"  # … files that chose its epoch, and calibrated it at first
+CALIBRATION_IMAGES = "calibration_images"  # … and files whose scores make its thresholds now
 _WORKERS = 2
 _STORE_FORMAT = 2
 _MARK = 16  # 64 bits: no two of a million files would be taken for one another
@@ -78,6 +79,12 @@ class ImageSource:
     def about(self) -> dict[str, Any]:
         """What else, beside the files, tells the images of this source from others; JSON values."""
         return {}
+
+
+def known_marks(provenance: Mapping[str, Any], *kinds: str) -> set[str]:
+    """The marks of `known_again` that a detector's provenance keeps under these names; all names without any."""
+    names = kinds or (LEARNED_IMAGES, VALIDATION_IMAGES, CALIBRATION_IMAGES)
+    return {mark for name in names for mark in provenance.get(name, ())}
 
 
 def known_again(digests: Sequence[str]) -> list[str]:

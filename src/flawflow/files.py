@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,22 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def first_copies(paths: Sequence[Path]) -> list[int]:
+    """Which of the files to keep so that none is a copy of another, byte for byte: the first of each, in order.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    try:
+        sizes = [path.stat().st_size for path in paths]
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    often = Counter(sizes)
+    # Only files of one size can be copies; the others need not be read.
+    marks = [digest(path) if often[size] > 1 else str(size) for path, size in zip(paths, sizes, strict=True)]
+    return sorted({mark: i for i, mark in reversed(list(enumerate(marks)))}.values())
 
 
 def list_images(folder: Path, *, recursive: bool = False) -> tuple[Path, ...]:

@@ -22,12 +22,14 @@ from flawflow.errors import DatasetError, OptionError
 from flawflow.features import (
     CALIBRATION_IMAGES,
     LEARNED_IMAGES,
+    VALIDATION_IMAGES,
     FeatureJob,
     FeatureSet,
     ImageSource,
     extract,
     known_again,
 )
+from flawflow.files import first_copies
 from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
 from flawflow.levels import level_limit
@@ -108,6 +110,9 @@ def fit(
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
+    copies = 0 if shots else len(category.train) - len(learn) - len(held)
+    if say and copies:
+        say(f"{copies} of {len(category.train)} good images are copies of others, byte for byte: each counts once")
     backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
     sources = [open_source([s.path for s in part], recipe, seed, backbone.grid) for part in (learn, held)]
     check_tiles(sources, recipe)
@@ -184,10 +189,11 @@ def _origin(category: Category, device: torch.device) -> dict[str, Any]:
 
 
 def _images(learned: list[str], held_out: list[str], seen: list[str]) -> dict[str, Any]:
-    """Which files a detector knows, by their digests; those that chose the epoch count as learned."""
+    """Which files a detector knows, by their digests; test images that chose the epoch count as learned."""
     return {
         "images": make_key({"images": learned + held_out}),
         LEARNED_IMAGES: known_again(learned + seen),
+        VALIDATION_IMAGES: known_again(held_out),
         CALIBRATION_IMAGES: known_again(held_out),
     }
 
@@ -210,14 +216,19 @@ def split(
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """The good images to learn from and those held out, drawn with the seed.
 
+    Of copies, byte for byte, the first counts: one that was learned from must not be held out as well.
+
     Raises:
-        DatasetError: fewer than ``LEAST_IMAGES`` good images.
+        DatasetError: fewer than ``LEAST_IMAGES`` different good images.
         OptionError: more shots than images.
+        InputError: an image cannot be read.
     """
-    samples = category.train if shots is None else draw_shots(category.train, shots, seed)
+    different = tuple(category.train[i] for i in first_copies([s.path for s in category.train]))
+    samples = different if shots is None else draw_shots(different, shots, seed)
     if len(samples) < LEAST_IMAGES:
+        which = "different good image" if len(different) < len(category.train) else "good image"
         raise DatasetError(
-            f"'{category.name}' gives {len(samples)} good image{'s' * (len(samples) != 1)} to learn from: expected "
+            f"'{category.name}' gives {len(samples)} {which}{'s' * (len(samples) != 1)} to learn from: expected "
             f"at least {LEAST_IMAGES} (two to learn, two to hold out); add good images"
         )
     held = min(max(2, round(recipe.holdout * len(samples))), len(samples) // 2)

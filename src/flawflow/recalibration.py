@@ -1,7 +1,7 @@
 """More good images behind a fitted detector's decisions, and known defects to estimate its misses; no new fit.
 
-An image counts once, and only when the detector neither learned from it nor chose its epoch on it: files are known
-again by the SHA-256 of their bytes, of which the detector's provenance keeps the first digits.
+A further image counts once, and only when the detector neither learned from it nor chose its epoch on it: files are
+known again by the SHA-256 of their bytes, of which the detector's provenance keeps the first digits.
 """
 
 import copy
@@ -18,7 +18,14 @@ from tqdm import tqdm
 from flawflow.calibration import Budget, share_interval
 from flawflow.detector import Calibration, Detector, Inspection
 from flawflow.errors import InputError
-from flawflow.features import CALIBRATION_IMAGES, LEARNED_IMAGES, ImageSource, known_again
+from flawflow.features import (
+    CALIBRATION_IMAGES,
+    LEARNED_IMAGES,
+    VALIDATION_IMAGES,
+    ImageSource,
+    known_again,
+    known_marks,
+)
 from flawflow.watching import extend
 
 DEFECTS = "defects"
@@ -34,7 +41,7 @@ class Recalibrated:
     Attributes:
         detector: a copy with the same network; the one given is left as it was.
         added: images that count now.
-        learned: images left out because the detector learned from them.
+        learned: images left out because the detector learned from them or chose its epoch on them.
         counted: images left out because they count already, or were given twice.
     """
 
@@ -80,26 +87,30 @@ def recalibrate(
         progress: show a bar.
 
     Raises:
-        InputError: none of the images is new to the detector.
+        InputError: none of the images is new to the detector, or one of them is known to it as a defect.
         ImageError: an image cannot be read.
     """
-    learned = set(detector.provenance.get(LEARNED_IMAGES, ()))
     before = [] if start_anew else list(detector.provenance.get(CALIBRATION_IMAGES, ()))
+    taught = known_marks(detector.provenance, LEARNED_IMAGES, VALIDATION_IMAGES) - set(before)
+    bad = set(detector.provenance.get(DEFECTS, {}).get("images", ()))
     marks = known_again(ImageSource(files, detector.recipe.size).digests())
-    fresh = {mark: file for mark, file in zip(marks, files, strict=True) if mark not in learned | set(before)}
-    taught = sum(mark in learned for mark in marks)
+    for mark, file in zip(marks, files, strict=True):
+        if mark in bad:
+            raise InputError(f"{file} is given as a good image, but the detector knows it as a defect: take it out")
+    fresh = {mark: file for mark, file in zip(marks, files, strict=True) if mark not in taught | set(before)}
+    learned = sum(mark in taught for mark in marks)
     if not fresh:
         raise InputError(
-            f"none of the {len(files)} good images is new: the detector learned from {taught} of them and "
-            f"{len(files) - taught} count already; bring good images that it has never seen (a budget is "
-            "changed without a folder)"
+            f"none of the {len(files)} good images is new: the detector learned from {learned} of them or chose its "
+            f"epoch on them, and {len(files) - learned} count already; bring good images that it has never seen (a "
+            "budget is changed without a folder)"
         )
     changed = copy.copy(detector)
     changed.calibration = _counted(detector, list(fresh.values()), start_anew, progress)
     if not detector.recipe.tiling.side:
         changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
     changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
-    return Recalibrated(_with_misses(changed), len(fresh), taught, len(files) - taught - len(fresh))
+    return Recalibrated(_with_misses(changed), len(fresh), learned, len(files) - learned - len(fresh))
 
 
 def with_budget(detector: Detector, budget: Budget) -> Detector:
@@ -121,7 +132,7 @@ def with_defects(detector: Detector, files: Sequence[Path], progress: bool = Fal
     if not files:
         raise InputError("no images of known defects: expected at least one")
     marks = known_again(ImageSource(files, detector.recipe.size).digests())
-    good = {*detector.provenance.get(LEARNED_IMAGES, ()), *detector.provenance.get(CALIBRATION_IMAGES, ())}
+    good = known_marks(detector.provenance)
     for mark, file in zip(marks, files, strict=True):
         if mark in good:
             raise InputError(f"{file} is given as a defect, but the detector knows it as a good image: take it out")

@@ -7,14 +7,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flawflow.calibration import Budget, Decision, parse_confidence, parse_rate, promise
 from flawflow.errors import OptionError, OutputError
-from flawflow.files import writable_folder
+from flawflow.exported import SUFFIXES
+from flawflow.files import IMAGE_SUFFIXES, writable_folder
 from flawflow.tiling import TilingConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,42 @@ def check_output(path: Path) -> None:
     if path.exists() and not os.access(path, os.W_OK):
         raise OutputError(f"cannot write {path}: the file is read-only; choose another name or change its permissions")
     writable_folder(path.parent)
+
+
+def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path | None] = ()) -> None:
+    """Before the long work: each result can be written, and none over another, over what is read, or over a picture.
+
+    Args:
+        written: the option that names each file, and the file; None = it is not asked for.
+        read: the files that the command reads.
+
+    Raises:
+        OptionError: two options name one file, or one names a file that is read, or a picture.
+        OutputError: a file cannot be written.
+    """
+    taken = {path.resolve() for path in read if path is not None}
+    owners: dict[Path, str] = {}
+    for option, path in written.items():
+        if path is None:
+            continue
+        target = path.resolve()
+        if target in taken:
+            raise OptionError(f"{option} is {path}, which this command reads: give the result a name of its own")
+        if target in owners:
+            raise OptionError(f"{owners[target]} and {option} both name {path}: give each a file of its own")
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise OptionError(f"{option} is {path}, the name of a picture, which the result is not: choose another")
+        owners[target] = option
+        check_output(path)
+
+
+def check_detector_output(option: str, path: Path, read: Iterable[Path | None] = ()) -> None:
+    """As `check_outputs`, for a detector's file: nor may it have the name of an exported detector."""
+    if path.suffix.lower() in SUFFIXES:
+        raise OptionError(
+            f"{option} is {path}, the name of an exported detector: name the detector's file like part.flaw"
+        )
+    check_outputs({option: path}, read)
 
 
 def say(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flawflow.calibration import Decision, promise, promised_percent
+from flawflow.calibration import Decision, confidence_percent, promise, promised_percent, rate_percent
 from flawflow.detector import Detector
 from flawflow.recipe import RECIPES, named_recipe
 from flawflow.report import Axis, Line, Mark, Section, line_chart
@@ -41,9 +41,9 @@ def promise_facts(decision: Decision) -> list[tuple[str, str]]:
     return [
         ("threshold", f"{decision.threshold:.4g}" if decision.normals else "none"),
         ("promised false alarms", f"≤ {promised_percent(decision)}"),
-        ("confidence", "on average" if confidence is None else percent(confidence)),
+        ("confidence", "on average" if confidence is None else confidence_percent(confidence)),
         ("good images behind it", f"{decision.normals}"),
-        (f"needed for {percent(decision.budget.rate)}", f"{decision.needed}"),
+        (f"needed for {rate_percent(decision.budget.rate)}", f"{decision.needed}"),
     ]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from flawflow.calibration import p_value
 from flawflow.detector import Detector
 from flawflow.pages.facts import (
     ROOM,
@@ -21,8 +20,6 @@ from flawflow.pages.facts import (
 )
 from flawflow.pages.twins import Twin
 from flawflow.report import Group, Mark, Picture, Section, gallery, gallery_order, histogram_chart, write_page
-
-_GROUP = 8
 
 
 def write_fit_page(path: Path, detector: Detector, twins: Sequence[Twin], file: Path) -> None:
@@ -107,15 +104,11 @@ def _shown(detector: Detector, pictures: Sequence[Picture]) -> list[Section]:
 
 def _inspected(detector: Detector, twins: Sequence[Twin]) -> list[Picture]:
     """The twins, inspected just as images to come are."""
-    normals, line = np.asarray(detector.calibration.image_scores), detector.decision().threshold
-    pictures: list[Picture] = []
-    for start in range(0, len(twins), _GROUP):
-        group = twins[start : start + _GROUP]
-        maps = detector.score_maps([twin.image for twin in group])
-        for twin, one, score in zip(group, maps.numpy(), detector.image_scores(maps).tolist(), strict=True):
-            p = p_value(score, normals)
-            pictures.append(Picture(twin.name, twin.image, twin.mask, one, score, p, True, score > line))
-    return pictures
+    found = detector.inspect([twin.image for twin in twins])
+    return [
+        Picture(twin.name, twin.image, twin.mask, one.anomaly_map, one.score, one.p_value, True, one.is_defective)
+        for twin, one in zip(twins, found, strict=True)
+    ]
 
 
 def _timing(detector: Detector) -> Section:

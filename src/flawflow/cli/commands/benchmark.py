@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from flawflow.benchmark import run_benchmark
-from flawflow.cli.common import check_output, chosen_recipe, say, store_options, table
+from flawflow.cli.common import check_outputs, chosen_recipe, say, store_options, table
 from flawflow.errors import OptionError
 from flawflow.files import writable_folder
 
@@ -13,8 +13,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Fit and evaluate the categories of a dataset."""
     if arguments.seeds < 1:
         raise OptionError(f"--seeds is {arguments.seeds}: expected at least 1")
-    if arguments.json is not None:
-        check_output(arguments.json)
+    check_outputs({"--json": arguments.json}, [arguments.weights])
     if arguments.output is not None:
         writable_folder(arguments.output)
     names = [name.strip() for name in (arguments.categories or "").split(",")]

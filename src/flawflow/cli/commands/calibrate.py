@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from flawflow.calibration import promise
-from flawflow.cli.common import check_output, chosen_budget, say
+from flawflow.cli.common import check_detector_output, chosen_budget, say
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, OptionError
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         for given in (arguments.folder, arguments.defects, arguments.false_alarms, arguments.confidence)
     )
     if changes:
-        check_output(output)
+        check_detector_output("-o", output, [arguments.weights])
     detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     budget = chosen_budget(arguments, detector.calibration.budget)
     defects = None if arguments.defects is None else _defects(arguments.defects)
@@ -49,7 +49,7 @@ def _with_good(detector: Detector, arguments: argparse.Namespace) -> Detector:
     if not category.train:
         raise DatasetError(f"{arguments.folder} holds no good images: expected a folder of them")
     done = recalibrate(detector, [sample.path for sample in category.train], arguments.replace, progress=True)
-    left = [(done.learned, "that the detector learned from"), (done.counted, "that count already")]
+    left = [(done.learned, "that the detector learned from or chose its epoch on"), (done.counted, "that count already")]
     out = "".join(f", left out {count} {why}" for count, why in left if count)
     print(f"added {done.added} good images{out}")
     return done.detector

@@ -7,7 +7,7 @@ from pathlib import Path
 from flawflow.backbones import Backbone, build_backbone
 from flawflow.calibration import Budget, parse_rate
 from flawflow.checkup import Checkup, check_files, open_checkup
-from flawflow.cli.common import check_output, chosen_recipe, say, store_options
+from flawflow.cli.common import check_outputs, chosen_recipe, say, store_options
 from flawflow.detector import resolve_device
 from flawflow.doctor import Finding, rank
 from flawflow.errors import ImageError, OptionError, WeightsError
@@ -34,8 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     backbone = None if arguments.quick else _backbone(recipe, arguments.weights)
     resolve_device(arguments.device)
     writable_folder(output)
-    if arguments.json is not None:
-        check_output(arguments.json)
+    check_outputs({"--json": arguments.json, "-o": output / "index.html"}, [arguments.weights])
     check_files(checkup, holdout=recipe.holdout, budget=budget, say=say)
     hidden = None if backbone is None else _hidden(checkup, recipe, backbone, arguments)
     if hidden is not None:

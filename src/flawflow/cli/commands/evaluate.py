@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from flawflow.calibration import Budget, p_value, promise
-from flawflow.cli.common import check_output, chosen_budget, csv_bytes, table, verdict
+from flawflow.cli.common import check_outputs, chosen_budget, csv_bytes, table, verdict
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector
 from flawflow.evaluation import Evaluation, known_images, numbers, to_json
@@ -16,8 +16,7 @@ from flawflow.pages import write_report
 
 def run(arguments: argparse.Namespace) -> int:
     """Detector × test images → numbers and a report."""
-    if arguments.json is not None:
-        check_output(arguments.json)
+    check_outputs({"--json": arguments.json}, [arguments.detector, arguments.weights])
     detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     budget = chosen_budget(arguments, detector.calibration.budget)
     # A dataset without a split of its own is split by the seed: another one would test on what was learned.

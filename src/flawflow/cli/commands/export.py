@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from flawflow.cli.common import check_output, say
+from flawflow.cli.common import check_outputs, say
 from flawflow.detector import Detector
 from flawflow.export import FORMATS, export_detector
 from flawflow.export.export import certificate_path, check_request
@@ -13,7 +13,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Detector file → the same detector for another runtime, and a certificate."""
     output: Path = arguments.output or arguments.detector.with_suffix(FORMATS[arguments.format])
     check_request(output, arguments.format)
-    check_output(output)
+    files = {"-o": output, "the certificate of -o": certificate_path(output)}
+    check_outputs(files, [arguments.detector, arguments.weights])
     detector = Detector.load(arguments.detector, arguments.weights, "cpu")
     if arguments.samples is None:
         say("comparing with drawn images; --samples FOLDER compares with your own")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from flawflow.calibration import Budget, promise
-from flawflow.cli.common import check_output, chosen_budget, chosen_recipe, say, store_options
+from flawflow.cli.common import check_detector_output, check_outputs, chosen_budget, chosen_recipe, say, store_options
 from flawflow.datasets import open_folder
 from flawflow.errors import OptionError
 from flawflow.fitting import checked_seed
@@ -15,11 +15,10 @@ from flawflow.pages import held_out_twins, write_fit_page
 def run(arguments: argparse.Namespace) -> int:
     """Good images → detector file, and the page about it."""
     output: Path = arguments.output
-    check_output(output)
-    budget = chosen_budget(arguments, Budget())
     page = report_path(arguments)
-    if page is not None:
-        check_output(page)
+    check_detector_output("-o", output, [arguments.weights])
+    check_outputs({"-o": output, "--report": page}, [arguments.weights])
+    budget = chosen_budget(arguments, Budget())
     checkpoint = output.with_name(output.name + ".checkpoint")
     recipe = chosen_recipe(arguments)
     seed = checked_seed(arguments.seed)
@@ -50,10 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def report_path(arguments: argparse.Namespace) -> Path | None:
-    """Where the page goes: never over the detector itself; None for no page.
+    """Where the page goes, unless it is said beside the detector; None for no page.
 
     Raises:
-        OptionError: the page is wanted and unwanted at once, or would have the detector's name.
+        OptionError: the page is wanted and unwanted at once.
     """
     output: Path = arguments.output
     if arguments.no_report:
@@ -63,7 +62,4 @@ def report_path(arguments: argparse.Namespace) -> Path | None:
     if arguments.report is None:
         page = output.with_suffix(".html")
         return page if page != output else output.with_name(output.name + ".html")
-    page = Path(arguments.report)
-    if page.absolute() == output.absolute():
-        raise OptionError(f"--report is {page}, which is the detector's own file: give the page another name")
-    return page
+    return Path(arguments.report)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flawflow.calibration import promise
-from flawflow.cli.common import check_output, chosen_budget, csv_bytes, decision_values, verdict
+from flawflow.cli.common import check_outputs, chosen_budget, csv_bytes, decision_values, verdict
 from flawflow.cli.looking import adapted, check_numbers, chosen_roi, draw, find, inspected, write_regions
 from flawflow.errors import FlawflowError, InputError, OptionError
 from flawflow.exported import SUFFIXES, ExportedDetector
@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Images → scores, p-values and overlays. An unreadable image is reported and the others go on."""
     if arguments.output is not None:
         writable_folder(arguments.output)
-    for file in (arguments.json, arguments.coco):
-        if file is not None:
-            check_output(file)
+    check_outputs(
+        {"--json": arguments.json, "--coco": arguments.coco}, [arguments.detector, arguments.weights, arguments.roi]
+    )
     check_numbers(arguments)
     files = _files(arguments.images, arguments.output)
     roi = chosen_roi(arguments)

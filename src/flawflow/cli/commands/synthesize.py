@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     category = open_folder(arguments.folder, arguments.seed)
     if len(category.train) < 2:
         raise InputError(f"{arguments.folder} holds {len(category.train)} good image: expected at least 2")
+    if arguments.output.resolve() in {sample.path.resolve() for sample in (*category.train, *category.test)}:
+        raise OptionError(f"-o is {arguments.output}, an image of {arguments.folder}: give the sheet a name of its own")
     source = open_source([s.path for s in category.train], recipe, arguments.seed)
     settings = resolve_synthesis(recipe, category, source)
     rows: list[tuple[Image, Image, Mask]] = []

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from flawflow.cli.common import check_output, say
+from flawflow.cli.common import check_outputs, say
 from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState
 from flawflow.errors import FlawflowError, ImageError, InputError, OptionError, OutputError
@@ -111,9 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Watch until stopped, or once; 0, or with ``--once`` 1 for drift and 2 for an unreadable image."""
     settings, interval = _settings(arguments)
     state_file: Path = arguments.state or arguments.detector.with_name(arguments.detector.name + ".watch.json")
-    for output in (state_file, arguments.json):
-        if output is not None:
-            check_output(output)
+    check_outputs({"--state": state_file, "--json": arguments.json}, [arguments.detector, arguments.weights])
     list_images(arguments.folder)  # a folder that is none is refused before the detector is loaded
     detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     identity = {"detector": digest(arguments.detector), "folder": str(arguments.folder.resolve())}
