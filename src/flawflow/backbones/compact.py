@@ -15,7 +15,7 @@ JOINED = 256  # channels of the joined map at stride 8
 FLOOR = 1e-3
 LICENCE = "apache-2.0"
 # Of the weights file that comes with the package.
-EMBEDDED_SHA256 = "ba691b64fb88f62ebf40b3e2e21ef64616551c94713d18dedfd9e03283b8950c"
+EMBEDDED_SHA256 = "c04ebc802029aee544b254ca41e1f4d29994f063bbd035341b517dfd8ae4725e"
 NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and spread of its input, of values in [0, 1]
 
 
