@@ -54,8 +54,8 @@ def unseen(detector: Detector, files: Sequence[Path]) -> Unseen:
     learned = sum(mark in known for mark in marks)
     if not fresh:
         raise InputError(
-            f"the detector learned from every one of the {len(files)} good images or chose its epoch on it, so that they "
-            "promise nothing: bring good images that it has never seen"
+            f"the detector learned from every one of the {len(files)} good images or chose its epoch on it, so that "
+            "they promise nothing: bring good images that it has never seen"
         )
     return Unseen(tuple(fresh.values()), learned, len(files) - learned - len(fresh))
 

@@ -68,7 +68,7 @@ def check_numbers(arguments: argparse.Namespace) -> None:
 
 
 def adapted(detector: "AnyDetector", arguments: argparse.Namespace, roi: Roi | None) -> "AnyDetector":
-    """The detector as the options have it look; says what is not promised. Raises InputError."""
+    """The detector as the options have it look. Raises InputError."""
     if isinstance(detector, ExportedDetector):
         given = [name for name in ("tile", "roi", "good") if getattr(arguments, name) is not None]
         if given:
