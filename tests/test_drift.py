@@ -145,7 +145,11 @@ def test_unusable_settings_rows_and_states_are_refused() -> None:
         with pytest.raises(InputError, match="finite numbers"):
             monitor.update(row)
     assert monitor.images == 0
-    for damage in ({"rows": [[1.0]]}, {"settings": {"speed": 1}}, {"evidence": []}, {"images": "x"}, {"names": None}):
+    odd = [[np.nan] * len(BETS)] * len(NAMES)
+    for damage in (
+        *({"rows": [[1.0]]}, {"settings": {"speed": 1}}, {"evidence": []}, {"evidence": odd}, {"names": None}),
+        *({"images": "x"}, {"images": np.inf}, {"images": -1}, {"first": np.inf}),
+    ):
         with pytest.raises(InputError, match="fit together"):
             DriftMonitor.from_dict(monitor.to_dict() | damage)
 

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawflow.errors import DatasetError, InputError, OutputError
-from flawflow.files import IMAGE_SUFFIXES, atomic_path, atomic_write, digest, list_images, writable_folder
+from flawflow.files import (
+    IMAGE_SUFFIXES,
+    atomic_path,
+    atomic_write,
+    digest,
+    held_alone,
+    list_images,
+    writable_folder,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -172,3 +180,18 @@ def test_list_images_of_no_folder_is_an_error(tmp_path: Path) -> None:
         list_images(tmp_path / "absent")
     with pytest.raises(DatasetError, match="is a file"):
         list_images(tmp_path / "file")
+
+
+def test_what_is_held_alone_is_refused_to_another_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    file = tmp_path / "state.json"
+    with held_alone(file, "in use"):
+        atomic_write(file, b"replaced meanwhile")
+        with pytest.raises(InputError, match="in use"), held_alone(file, "in use"):
+            raise AssertionError("two hold it")
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(ZeroDivisionError), held_alone(file, "in use"):
+        _ = 1 // 0
+    with held_alone(file, "in use"):
+        pass
+    with pytest.raises(OutputError, match="absent"), held_alone(tmp_path / "absent" / "x", "in use"):
+        raise AssertionError("held without a folder")

@@ -91,13 +91,16 @@ def test_images_without_regions_are_listed() -> None:
     assert len(values["images"]) == 1 and values["annotations"] == []
 
 
-@given(mask=MASKS, scale=st.floats(1e-3, 100))
+@given(mask=MASKS, scale=st.floats(1e-9, 1e6))
 @settings(max_examples=40, deadline=None)
 def test_millimetres_are_pixels_times_the_scale(mask: NDArray[np.bool_], scale: float) -> None:
-    for row in region_rows([finding(mask)], scale):
+    found = finding(mask)
+    for row, region in zip(region_rows([found], scale), found.regions, strict=True):
         assert tuple(row) == tuple(name for name in row if name in region_columns(scale))
         assert set(row) == set(region_columns(scale))
-        assert row["area_mm2"] == pytest.approx(row["area_px"] * scale**2, abs=1e-3)
-        for name in ("x", "y", "width", "height", "peak_x", "peak_y", "centroid_x", "centroid_y"):
-            assert row[f"{name}_mm"] == pytest.approx(row[f"{name}_px"] * scale, rel=1e-2, abs=0.06)
+        assert row["area_mm2"] == pytest.approx(row["area_px"] * scale**2, rel=1e-5)
+        names = ("x", "y", "width", "height", "peak_x", "peak_y", "centroid_x", "centroid_y")
+        for name, value in zip(names, (*region.box, *region.peak_place, *region.centroid), strict=True):
+            assert row[f"{name}_px"] == pytest.approx(value, abs=6e-4)
+            assert row[f"{name}_mm"] == pytest.approx(value * scale, rel=1e-5)
     assert all(set(row) == set(region_columns()) for row in region_rows([finding(mask)]))

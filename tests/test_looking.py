@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,21 @@ import torch
 from pycocotools.coco import COCO
 
 from commands import SMALL, Captured, refused
-from flawflow.adaptation import adapt
+from flawflow.adaptation import Unseen, adapt, unseen
 from flawflow.cli import main
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import ImageError, InputError, OptionError
 from flawflow.evaluation import evaluate
+from flawflow.files import digest
 from flawflow.images import read_image
 from flawflow.recalibration import recalibrate
 from flawflow.roi import Roi, RoiMismatch, Zone, read_zones
 from flawflow.sources import TileSource
 from flawflow.tiling import TilingConfig
 from flawflow.watching import follow
+from test_flat_memory import Reader
 
 WHOLE = ((0.0, 0.0), (160.0, 0.0), (160.0, 160.0), (0.0, 160.0))
 LEFT = ((0.0, 0.0), (80.0, 0.0), (80.0, 160.0), (0.0, 160.0))
@@ -180,10 +183,15 @@ def test_what_is_not_promised_is_said(whole: Path, tiled: Path, stone: Path, tmp
         json.dumps({"regions": [{"polygon": [[0, 0], [80, 0], [80, 160]], "use": "weigh", "sensitivity": 3}]})
     )
     through = ["--roi", str(tmp_path / "roi.json")]
+    through += ["--json", str(tmp_path / "found.json")]
     assert main(["inspect", str(whole), str(image), *through]) == 0
-    assert "not promised" in capsys.readouterr().err
+    assert "\npromise: none: a sensitivity above 1 raises" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    for one in (found["decision"], found["outline"]):
+        assert one["promised"] is None and one["kept"] is False and one["promise"].startswith("none: ")
     assert main(["inspect", str(whole), str(image), *through, "--good", str(stone / "test" / "good")]) == 0
-    assert "not promised" not in capsys.readouterr().err
+    assert "\npromise: at most " in capsys.readouterr().out
+    assert json.loads((tmp_path / "found.json").read_text())["decision"]["promised"] > 0
     assert "add --good" in refused(capsys, "inspect", whole, image, "--tile", "64")
     assert main(["inspect", str(whole), str(image), "--tile", "64", "--good", str(stone / "test" / "good")]) == 0
     assert "fitted on tiles of 64" in refused(capsys, "inspect", tiled, image, "--tile", "96")
@@ -196,6 +204,10 @@ def test_what_is_not_promised_is_said(whole: Path, tiled: Path, stone: Path, tmp
         (["--tile", "64x"], "SIDE or SIDE:OVERLAP"),
         (["--tile", "65"], "multiple of 16"),
         (["--tile", "64:50"], "0 to half"),
+        (["--tile", "10000000"], "at most 8192"),
+        (["--tile", "1" * 5000], "SIDE or SIDE:OVERLAP"),
+        (["--scale", "1e200", "--json", "x.json"], "millimetres along a pixel"),
+        (["--scale", "0.1"], "add -o or --json"),
         (["--scale", "0"], "millimetres along a pixel"),
         (["--scale", "nan"], "millimetres along a pixel"),
         (["--min-area", "-1"], "0 or more"),
@@ -247,6 +259,9 @@ def test_what_cannot_be_done_in_tiles_is_explained(tiled: Path, stone: Path, tmp
     assert "fitted on tiles" in refused(capsys, "export", tiled, "-o", tmp_path / "tiled.onnx")
     with pytest.raises(OptionError, match="fitted on tiles"):
         follow(Detector.load(tiled, device="cpu"), a_defect(stone))
+    for more in ([], ["--once"]):
+        watching = ["watch", tiled, stone / "test" / "good", "--state", tmp_path / "s.json", "--warm-up", 20, *more]
+        assert "fitted on tiles" in refused(capsys, *watching)
     assert not list(tmp_path.iterdir())
 
 
@@ -266,3 +281,87 @@ def test_the_example_of_the_page_is_read(tmp_path: Path) -> None:
     assert [zone.use for zone in roi.zones] == ["inspect", "weigh", "ignore"] and roi.keeps_promise
     values = roi.sensitivity((448, 448), (1.0, 1.0), (448, 448))
     assert set(np.unique(values)) == {0, 0.5, 1} and values[220, 50] == 0 and values[220, 220] == 0.5
+
+
+def learned_and_held(whole: Path, stone: Path) -> tuple[list[Path], list[Path]]:
+    """The files that the detector learned from, and those that were held out and chose its epoch."""
+    detector = Detector.load(whole, device="cpu")
+    files = sorted((stone / "train" / "good").glob("*.png"))
+    known = set(detector.provenance["learned_images"])
+    return [one for one in files if digest(one)[:16] in known], [one for one in files if digest(one)[:16] not in known]
+
+
+def test_good_images_calibrate_a_run_once_and_never_when_they_were_learned_from(
+    whole: Path, stone: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    known = [*learned_and_held(whole, stone)[0][:2], learned_and_held(whole, stone)[1][0]]
+    good, found = tmp_path / "good", tmp_path / "found.json"
+    good.mkdir()
+    command = ["inspect", whole, a_defect(stone), "--good", good, "--json", found]
+    assert f"{good} holds no images" in refused(capsys, *command)
+    for number, file in enumerate(known):
+        shutil.copy(file, good / f"renamed{number}.png")
+    assert "learned from every one of the 3 good images" in refused(capsys, *command)
+    fresh = sorted((stone / "test" / "good").glob("*.png"))[:2]
+    for file in fresh:
+        shutil.copy(file, good / f"fresh{file.name}")
+        shutil.copy(file, good / f"again{file.name}")
+    assert main([str(one) for one in command]) == 0
+    said = capsys.readouterr().err
+    assert "of the 7 good images" in said and "learned from 3 or chose its epoch on them, and 2 are there twice" in said
+    assert json.loads(found.read_text())["decision"]["normals"] == 2
+
+
+def test_images_that_chose_the_epoch_calibrate_nothing_where_the_detector_says_so(whole: Path, stone: Path) -> None:
+    detector = Detector.load(whole, device="cpu")
+    _, held = learned_and_held(whole, stone)
+    with pytest.raises(InputError, match="chose its epoch"):
+        unseen(detector, held)
+    detector.provenance["validation_images"] = detector.provenance["validation_images"][:0]
+    assert unseen(detector, held) == Unseen(tuple(held), 0, 0)
+
+
+def test_regions_that_leave_nothing_of_an_image_stop_no_other(
+    whole: Path, stone: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """A rim of less than half a cell holds no middle of a cell."""
+    rim = {"name": "rim", "polygon": [[0, 0], [160, 0], [160, 0.4], [0, 0.4]]}
+    (tmp_path / "roi.json").write_text(json.dumps({"image_size": [160, 160], "regions": [rim]}))
+    tall = tmp_path / "tall.png"
+    assert cv2.imwrite(str(tall), np.zeros((160, 160, 3), np.uint8))
+    message = refused(capsys, "inspect", whole, tall, "--roi", tmp_path / "roi.json")
+    assert "tall.png" in message and "'rim'" in message and "nothing to inspect" in message
+    (tmp_path / "wide").mkdir()
+    assert cv2.imwrite(str(tmp_path / "wide" / "wide.png"), np.zeros((80, 160, 3), np.uint8))
+    roi = tmp_path / "half.json"
+    roi.write_text(json.dumps({"regions": [{"name": "low", "polygon": [[0, 100], [160, 100], [160, 160]]}]}))
+    given = ["inspect", whole, a_defect(stone), tmp_path / "wide", "--roi", roi, "-o", tmp_path / "out"]
+    assert "wide.png" in refused(capsys, *given)
+    assert len(list(csv.DictReader((tmp_path / "out" / "table.csv").open()))) == 1
+    assert "wide.png" in refused(capsys, *given[:3], "--roi", roi, "--good", tmp_path / "wide")
+
+
+def test_one_large_image_is_held_at_a_time(
+    whole: Path, stone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawflow.cli.commands.inspect._BATCH_PIXELS", 100)
+    reader = Reader()
+    monkeypatch.setattr("flawflow.cli.looking.read_image", reader)
+    good = stone / "test" / "good"
+    options = ["--good", str(good), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["inspect", str(whole), str(stone / "test"), *options]) == 0
+    assert len(reader.held) > len(list(good.iterdir())) and set(reader.held) == {0}
+
+
+def test_a_map_of_bounded_cells_is_scored_by_them(tiled: Path, stone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Detector.load(tiled, device="cpu")
+    image = read_image(a_defect(stone))
+    finest = detector.scorer.pitch
+    monkeypatch.setattr("flawflow.tiling._MOST_CELLS", (160 // finest) ** 2 // 4)
+    [one] = detector.inspect(image)
+    assert one.anomaly_map.shape == (160 // (2 * finest), 160 // (2 * finest))
+    assert detector.cell_size((160, 160)) == (2 * finest, 2 * finest)
+    count = max(1, round(detector.recipe.scoring.top * (64 // (2 * finest)) ** 2))
+    highest = float(np.sort(one.anomaly_map.ravel())[-count:].mean())
+    detector.recipe = replace(detector.recipe, scoring=replace(detector.recipe.scoring, level=0.0))
+    assert detector.inspect(image)[0].score == pytest.approx(highest, rel=1e-5)

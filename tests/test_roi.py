@@ -114,6 +114,15 @@ def test_a_file_gives_the_zones(tmp_path: Path) -> None:
         ({"regions": [{"polygon": [[1, 2], [3, 4], [5, 7]], "sensitivity": True}]}, "expected a number"),
         ({"regions": [{"polygon": [[1, 2], [3, 4], [5, 7]], "use": "ignore", "sensitivity": 2}]}, "leave one"),
         ({"regions": [{"polygon": [[1, 2], [3, 4], [5, 7]]}], "image_size": [0, 3]}, "image_size"),
+        ({"regions": [{"polygon": [[1, 2], [3, 4], [5, 7]]}], "image_size": [10**400, 3]}, "image_size"),
+        ({"regions": [{"polygon": [[1, 2], [3, 10**400], [5, 7]]}]}, "no polygon"),
+        ({"regions": [{"polygon": [[1, 2], [3, 4], [5, 7]], "sensitivity": 10**400}]}, "expected a number"),
+        ('{"regions": ' + "[" * 100_000, "not JSON"),
+        ('{"regions": [' + "1" * 5000 + "]}", "not JSON"),
+        (
+            {"regions": [{"name": "rim", "polygon": [[1, 2], [3, 4], [5, 7]]}], "image_size": [4, 9]},
+            r"region 'rim' reaches to \(5, 7\), outside its own image_size of 4×9",
+        ),
         ({"regions": [{"polygon": [[1, 2], [3, 4], [5, 7]]}], "size": [0, 3]}, "unknown entry 'size'"),
     ],
 )
@@ -128,7 +137,7 @@ def test_a_file_that_cannot_be_used_is_explained(tmp_path: Path, values: Any, me
 def test_regions_that_leave_nothing_are_explained(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="zero everywhere"):
         Roi(mask=np.zeros((3, 3), bool))
-    with pytest.raises(RoiMismatch, match="leave nothing"):
+    with pytest.raises(RoiMismatch, match="the regions 'a' leave nothing to inspect of the 100×100 pixels"):
         sensitivity(Roi((Zone("a", ((0, 0), (100, 0), (100, 100), (0, 100)), "ignore"),)))
     with pytest.raises(RoiMismatch, match=r"reaches to \(50, 20\), outside an image of 40×100"):
         Roi((Zone("a", SQUARE),)).check((100, 40))

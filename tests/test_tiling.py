@@ -15,10 +15,12 @@ from flawflow.tiling import (
     TilingConfig,
     assemble,
     blend_weights,
+    bounded_pitch,
     cell_pitch,
     cut_tile,
     draw_tiles,
     plan_tiles,
+    project,
     tiled_map,
 )
 
@@ -156,8 +158,43 @@ def test_tiles_to_learn_from_are_drawn_evenly(shapes: list[tuple[int, int]], mos
         ((-64,), "multiple"),
         ((64, 33), "half"),
         ((64, 0, 1), "most"),
+        ((10_000_000,), "at most 8192"),
     ],
 )
 def test_tiles_that_cannot_be_cut_are_explained(values: tuple[int, ...], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         TilingConfig(*values)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 22_000), st.integers(1, 22_000)),
+    side=st.integers(2, 512).map(lambda n: 16 * n),
+    grid=st.integers(4, 128),
+)
+def test_no_map_has_more_cells_than_are_bounded_and_small_ones_are_as_fine_as_ever(
+    shape: tuple[int, int], side: int, grid: int
+) -> None:
+    finest = cell_pitch(side, grid)
+    pitch = bounded_pitch(shape, side, finest)
+    cells = [-(-length // pitch) for length in shape]
+    assert side % pitch == 0 and pitch % finest == 0 and cells[0] * cells[1] <= 1 << 23
+    if shape[0] * shape[1] <= 1 << 23:
+        assert pitch == finest
+    assert pitch == finest or np.prod([-(-length // (pitch // 2)) for length in shape]) > 1 << 23
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(20, 90), width=st.integers(20, 90), pitch=st.sampled_from([2, 4, 8]), shrink=st.floats(0.05, 1)
+)
+def test_a_map_drawn_smaller_keeps_its_places_when_the_last_cell_reaches_beyond(
+    height: int, width: int, pitch: int, shrink: float
+) -> None:
+    """Against the mean of the pixels that each new pixel stands for, every cell drawn on its own pixels."""
+    shape, target = (height, width), (max(1, int(height * shrink / pitch)), max(1, int(width * shrink / pitch)))
+    cells = np.random.default_rng(height * width).random((-(-height // pitch), -(-width // pitch)), np.float32)
+    fine = np.kron(cells, np.ones((pitch, pitch), np.float32))[:height, :width].astype(np.float64)
+    # Each pixel repeated as often as the target has pixels: windows then begin and end at whole ones.
+    fine = np.repeat(fine, target[0], axis=0).reshape(target[0], height, width).mean(axis=1)
+    fine = np.repeat(fine, target[1], axis=1).reshape(target[0], target[1], width).mean(axis=2)
+    np.testing.assert_allclose(project(cells, (pitch, pitch), shape, target), fine, atol=1e-5)

@@ -20,6 +20,8 @@ from flawflow.cli.commands.watch import Arrivals
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.drift import DriftMonitor, DriftSettings
+from flawflow.errors import OutputError
+from flawflow.files import held_alone
 from flawflow.images import read_image
 from flawflow.reference import STATISTICS, Reference, statistics
 from flawflow.watching import follow, start_monitor, watch
@@ -154,8 +156,75 @@ def test_a_file_is_not_touched_while_it_grows(tmp_path: Path) -> None:
     assert arrivals.poll() == []
     file.write_bytes(b"another")
     assert (arrivals.poll(), arrivals.poll()) == ([], [file])
+    (tmp_path / "b.png").write_bytes(b"stays")
+    arrivals.finish(file)
     file.unlink()
     assert arrivals.poll() == [] and arrivals.done == {}
+
+
+def test_a_folder_that_looks_empty_for_a_while_is_not_inspected_anew(tmp_path: Path) -> None:
+    share, away = tmp_path / "share", tmp_path / "away"
+    share.mkdir()
+    (share / "a.png").write_bytes(b"whole")
+    arrivals = Arrivals(share, {})
+    arrivals.poll()
+    [file] = arrivals.poll()
+    arrivals.finish(file)
+    share.rename(away)
+    share.mkdir()
+    assert arrivals.poll() == [] and list(arrivals.done) == ["a.png"]
+    share.rmdir()
+    away.rename(share)
+    assert arrivals.poll() == arrivals.poll() == []
+
+
+def test_a_file_that_changes_has_all_its_looks_again(tmp_path: Path) -> None:
+    arrivals, file = Arrivals(tmp_path, {}), tmp_path / "a.png"
+    for size in (1, 2):
+        file.write_bytes(b"x" * size)
+        arrivals.poll()
+        assert [arrivals.poll() and arrivals.try_again(file) for _ in range(2)] == [True, True]
+    assert not arrivals.try_again(file)
+
+
+def test_an_error_that_ends_the_run_keeps_what_was_inspected(
+    part: Path, line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    folder, state = put(good(line)[:5], tmp_path / "folder"), tmp_path / "state.json"
+
+    def failing(detector: Detector, monitor: DriftMonitor, file: Path) -> object:
+        if monitor.images == 3:
+            raise OutputError("the disk is full")
+        return watch(detector, monitor, file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flawflow.cli.commands.watch.watch", failing)
+        assert once(part, folder, state) == 2
+    assert monitor_of(state)["images"] == len(json.loads(state.read_text())["done"]) == 3
+    capsys.readouterr()
+    assert once(part, folder, state) == 0
+    assert capsys.readouterr().out.count(".png") == 2 and monitor_of(state)["images"] == 5
+
+
+def test_two_watches_on_one_state_are_refused(part: Path, line: Path, tmp_path: Path, capsys: Captured) -> None:
+    folder, state = put(good(line)[:1], tmp_path / "folder"), tmp_path / "state.json"
+    with held_alone(state, "another watch"):
+        assert once(part, folder, state) == 2
+    assert "another 'flawflow watch' goes on from" in capsys.readouterr().err and not state.exists()
+    assert once(part, folder, state) == 0
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "state.json"]
+
+
+def test_the_rate_that_was_asked_for_is_said_and_written(
+    part: Path, line: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    folder, log = put(good(line)[:1], tmp_path / "folder"), tmp_path / "log.jsonl"
+    options = ("--per-day", "1500", "--false-alarms-per-day", "1/20", "--json", str(log))
+    assert once(part, folder, tmp_path / "state.json", *options) == 0
+    said = capsys.readouterr().err
+    assert "at most 1/20 false alarms of drift a day at 1,500 images a day, that is one in 30,000 images" in said
+    rate = {"false_alarms_per_day": 0.05, "images_per_day": 1500, "images_per_false_alarm": 30_000}
+    assert json.loads(log.read_text())["drift"]["promise"] == pytest.approx(rate)
 
 
 def test_less_light_is_found_and_named_and_recalibration_advised(
@@ -231,8 +300,10 @@ def test_unusable_options_and_states_get_one_sentence(
 
     refused("--warm-up 100", file=without)
     refused("does not exist", where=tmp_path / "absent")
-    for rate in ("often", "1/0", "0", "-1", "2000"):
+    for rate in ("often", "1/0", "0", "-1", "2000", "1e400", "1e999999999", "9" * 5000):
         refused("false", f"--false-alarms-per-day={rate}")
+    for images in ("0", "9" * 401):
+        refused("images a day", f"--per-day={images}")
     refused("--interval", "--interval", "0")
     refused("share of defects", "--defects", "0.9")
     refused("seed", "--seed", "-1")
@@ -242,7 +313,10 @@ def test_unusable_options_and_states_get_one_sentence(
     refused("another detector", "--warm-up", "20")
     refused("another folder", "--warm-up", "20", file=without, where=tmp_path)
     refused("other options", file=without)
-    for damaged in (b"", b"{}", b"\xff\xfe", b"[]", state.read_bytes()[:-9]):
+    whole = state.read_bytes()
+    endless = whole.replace(b'"images": 2', b'"images": Infinity')
+    assert endless != whole
+    for damaged in (b"", b"{}", b"\xff\xfe", b"[]", whole[:-9], endless, b"[" * 100_000):
         state.write_bytes(damaged)
         refused("remove the file to begin anew", file=without)
         assert state.read_bytes() == damaged

@@ -1,11 +1,14 @@
 """A fitted detector looks through other tiles or regions: what it promises is then measured anew, on good images."""
 
 import copy
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flawflow.detector import Detector, calibrate
-from flawflow.errors import OptionError
+from flawflow.errors import InputError, OptionError
+from flawflow.features import LEARNED_IMAGES, VALIDATION_IMAGES, known_again, known_marks
+from flawflow.files import digest
 from flawflow.roi import Roi
 from flawflow.tiling import TilingConfig
 from flawflow.types import Image
@@ -19,6 +22,42 @@ def check_tiling(detector: Detector, tiling: TilingConfig | None) -> None:
             f"the detector was fitted on tiles of {known.side} pixels that overlap by {known.shared}, and inspects in "
             "the same: leave --tile out, or fit another detector"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Good images that may calibrate a run, and what became of the others.
+
+    Attributes:
+        files: each once, and none that the detector learned from or chose its epoch on.
+        learned: how many were left out because the detector knows them.
+        twice: how many were left out because another file has the same bytes.
+    """
+
+    files: tuple[Path, ...]
+    learned: int
+    twice: int
+
+
+def unseen(detector: Detector, files: Sequence[Path]) -> Unseen:
+    """Those of the files that the detector neither learned from nor chose its epoch on, known again by their bytes.
+
+    Raises:
+        InputError: none is left, or a file cannot be read.
+    """
+    known = known_marks(detector.provenance, LEARNED_IMAGES, VALIDATION_IMAGES)
+    marks = known_again([digest(file) for file in files])
+    fresh: dict[str, Path] = {}
+    for mark, file in zip(marks, files, strict=True):
+        if mark not in known:
+            fresh.setdefault(mark, file)
+    learned = sum(mark in known for mark in marks)
+    if not fresh:
+        raise InputError(
+            f"the detector learned from every one of the {len(files)} good images or chose its epoch on it, so that "
+            "they promise nothing: bring good images that it has never seen"
+        )
+    return Unseen(tuple(fresh.values()), learned, len(files) - learned - len(fresh))
 
 
 def adapt(

@@ -173,7 +173,7 @@ def parse_rate(text: str) -> float:
     Raises:
         OptionError: the text is no number, or not between 0 and 1.
     """
-    rate = _number(text)
+    rate = parse_number(text)
     if rate is None or not 0 < rate < 1 or not 0 < float(rate) < 1:
         raise OptionError(
             f"--false-alarms {text}: expected a rate between 0 and 1, written as 1/1000, 0.001 or 0.1% (false alarms "
@@ -190,14 +190,14 @@ def parse_confidence(text: str) -> float | None:
     """
     if text.strip().lower() == "average":
         return None
-    confidence = _number(text)
+    confidence = parse_number(text)
     if confidence is None or not 0 < confidence < 1 or not 0 < float(confidence) < 1:
         raise OptionError(f"--confidence {text}: expected a number between 0 and 1 such as 0.9, or 'average'")
     return float(confidence)
 
 
-def _number(text: str) -> Fraction | None:
-    """The text as an exact number, with ``%`` as a hundredth; None where it is none."""
+def parse_number(text: str) -> Fraction | None:
+    """The text as an exact number of at least 0, ``1/30``, ``0.1`` or ``10%``; None where it is none."""
     digits = text.strip()
     scale = 100 if digits.endswith("%") else 1
     digits = digits.removesuffix("%").strip()

@@ -262,6 +262,7 @@ def calibrate(
         scores.append(score)
         peaks.append(float(np.nanmax(found)))
         values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
+        del image  # or it would stay until the next one has been decoded
     if not scores:
         raise InputError("no good images to calibrate on: expected at least one")
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()

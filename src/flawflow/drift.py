@@ -275,7 +275,9 @@ class DriftMonitor:
             monitor._rows = monitor._checked(rows)
             monitor._recent = np.array(values["recent"], np.float64).reshape(-1, len(names)).tolist()
             monitor._evidence = np.array(values["evidence"], np.float64).reshape(len(names), len(BETS))
-        except (KeyError, TypeError, ValueError) as cause:
+            if monitor.images < 0 or not (np.isfinite(monitor._evidence) & (monitor._evidence >= 0)).all():
+                raise ValueError("images and evidence: expected finite numbers of at least 0")
+        except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise InputError(f"the state of a drift monitor does not fit together ({cause})") from cause
         return monitor
 

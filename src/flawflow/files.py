@@ -1,6 +1,7 @@
 """Files and folders: whole or not at all, and an error that names the path and the cause."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -82,6 +83,49 @@ def atomic_write(path: Path, data: bytes) -> None:
         raise write_error(path, error) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def held_alone(path: Path, refusal: str) -> Iterator[None]:
+    """Hold ``path`` for this process alone while the block runs, by a lock file beside it that goes with the block.
+
+    Args:
+        path: need not exist; it may be replaced meanwhile.
+        refusal: the sentence of the error, where another process holds it.
+
+    Raises:
+        InputError: another process holds it.
+        OutputError: the lock file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        descriptor = _locked(lock)
+    except BlockingIOError as error:
+        raise InputError(refusal) from error
+    except OSError as error:
+        raise write_error(lock, error) from error
+    try:
+        yield
+    finally:
+        _remove(lock)  # before it is let go: whoever has opened it meanwhile sees that it is another one
+        os.close(descriptor)
+
+
+def _locked(lock: Path) -> int:
+    """A descriptor that holds the lock of the file that now has this name. Raises BlockingIOError."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        except FileNotFoundError:  # removed just now
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def write_json(path: Path, values: Any) -> None:

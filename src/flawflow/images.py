@@ -8,7 +8,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -263,19 +263,44 @@ def _quiet() -> Iterator[None]:
 
 def _to_rgb(picture: PIL.Image.Image) -> Image:
     """uint8 RGB (H, W, 3) of a decoded picture in any mode; ValueError when its range is unknown."""
-    if picture.mode.startswith("I;16"):
-        return _stack(_scale_16_bit(np.asarray(picture)))
-    if picture.mode == "I":
-        return _stack(_scale_integers(np.asarray(picture)))
-    if picture.mode == "F":
-        return _stack(_scale_floats(np.asarray(picture)))
+    convert = _conversion(picture)
     # Band by band: the conversions of a large picture would otherwise hold it four times over.
     pixels = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top, band in _bands(picture):
+        pixels[top : top + band.height] = convert(band)
+    return pixels
+
+
+def _bands(picture: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
+    """The first row of each band of the picture, and the band."""
     step = max(1, _BAND_PIXELS // picture.width)
     for top in range(0, picture.height, step):
-        band = picture.crop((0, top, picture.width, min(top + step, picture.height)))
-        pixels[top : top + step] = np.asarray(_opaque(band).convert("RGB"))
-    return pixels
+        yield top, picture.crop((0, top, picture.width, min(top + step, picture.height)))
+
+
+def _conversion(picture: PIL.Image.Image) -> Callable[[PIL.Image.Image], NDArray[np.uint8]]:
+    """Band → what broadcasts to its uint8 RGB; how depends on the values of the whole picture, never on the band's."""
+    if picture.mode.startswith("I;16"):
+        return lambda band: _scale_16_bit(np.asarray(band))[:, :, None]
+    if picture.mode == "I":
+        if _checked_range(picture)[1] <= 255:
+            return lambda band: np.asarray(band).astype(np.uint8)[:, :, None]
+        return lambda band: _scale_16_bit(np.asarray(band))[:, :, None]
+    if picture.mode == "F":
+        _checked_range(picture)
+        return lambda band: np.rint(np.asarray(band).astype(np.float64) * 255).astype(np.uint8)[:, :, None]
+    return lambda band: np.asarray(_opaque(band).convert("RGB"))
+
+
+def _checked_range(picture: PIL.Image.Image) -> tuple[float, float]:
+    """The least and the greatest value of a picture of 32 bits. Raises ValueError where they are of no known range."""
+    ends = np.array([(values.min(), values.max()) for values in (np.asarray(band) for _, band in _bands(picture))])
+    low, high = ends[:, 0].min(), ends[:, 1].max()
+    if picture.mode == "F" and not (low >= 0 and high <= 1):
+        raise ValueError(f"its float values run from {low:g} to {high:g}; expected 0 to 1, or save as 8 bit")
+    if picture.mode == "I" and (low < 0 or high > 65535):
+        raise ValueError(f"its values run from {low} to {high}; expected 0 to 65535")
+    return float(low), float(high)
 
 
 def _opaque(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -288,24 +313,6 @@ def _opaque(picture: PIL.Image.Image) -> PIL.Image.Image:
 def _scale_16_bit(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """0..65535 to 0..255, rounded; 65535 / 255 is 257 exactly."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _scale_integers(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise ValueError(f"its values run from {low} to {high}; expected 0 to 65535")
-    return values.astype(np.uint8) if high <= 255 else _scale_16_bit(values)
-
-
-def _scale_floats(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"its float values run from {low:g} to {high:g}; expected 0 to 1, or save as 8 bit")
-    return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-
-
-def _stack(grey: NDArray[np.uint8]) -> Image:
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _nonzero(values: NDArray[np.generic]) -> Mask:

@@ -8,6 +8,8 @@ sensitivity above 1 it does not: the calibration images then have to be scored w
 
 import json
 import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from flawflow.types import AnomalyMap, Mask
 Use = Literal["inspect", "ignore", "weigh"]
 _KEYS = ("name", "polygon", "use", "sensitivity")
 _MOST_SENSITIVE = 100.0
+_LARGEST = 1_000_000  # pixels along a side of the image that polygons were drawn on
 
 
 class RoiMismatch(ImageError):
@@ -76,9 +79,18 @@ class Roi:
     image_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        """Raises OptionError where nothing is left to inspect."""
+        """Raises OptionError where nothing is left to inspect, or a polygon lies outside the image it was drawn on."""
         if self.mask is not None and not self.mask.any():
             raise OptionError("the mask of regions is zero everywhere: expected non-zero pixels where to inspect")
+        if self.image_size is not None:
+            for zone in self.zones:
+                far = _beyond(zone, self.image_size)
+                if far is not None:
+                    width, height = self.image_size
+                    raise OptionError(
+                        f"region '{zone.name}' reaches to {far}, outside its own image_size of {width}×{height} "
+                        "pixels: correct the polygon or the image_size"
+                    )
 
     @property
     def keeps_promise(self) -> bool:
@@ -94,8 +106,14 @@ class Roi:
                     f"the regions were drawn on {drawn[0]}×{drawn[1]} pixels, the image has {shape[1]}×{shape[0]}, "
                     "another aspect ratio: draw them on an image of this kind"
                 )
+        if self.image_size is not None:  # its polygons were checked when it was made
+            return
         for zone in self.zones:
-            self._check_zone(zone, shape)
+            far = _beyond(zone, (shape[1], shape[0]))
+            if far is not None:
+                raise RoiMismatch(
+                    f"region '{zone.name}' reaches to {far}, outside an image of {shape[1]}×{shape[0]} pixels"
+                )
 
     def sensitivity(self, shape: tuple[int, int], cell: tuple[float, float], cells: tuple[int, int]) -> AnomalyMap:
         """How many times each place counts, float32 (h, w); 0 = ignored.
@@ -120,21 +138,20 @@ class Roi:
         if self.mask is not None:
             values[_share_of_mask(self.mask, shape, cell, cells) < 0.5] = 0
         if not values.any():
-            raise RoiMismatch("the regions leave nothing of the image to inspect: make them larger")
+            raise RoiMismatch(
+                f"{self._named()} nothing to inspect of the {shape[1]}×{shape[0]} pixels: make them larger"
+            )
         return values
+
+    def _named(self) -> str:
+        names = ", ".join(f"'{zone.name}'" for zone in self.zones)
+        if self.mask is None:
+            return f"the regions {names} leave"
+        return f"the mask of regions{' and ' + names if names else ''} leaves"
 
     def _scale(self, shape: tuple[int, int]) -> NDArray[np.float64]:
         width, height = self.image_size or (shape[1], shape[0])
         return np.array([shape[1] / width, shape[0] / height])
-
-    def _check_zone(self, zone: Zone, shape: tuple[int, int]) -> None:
-        width, height = self.image_size or (shape[1], shape[0])
-        points = np.asarray(zone.polygon)
-        if (points < 0).any() or (points > (width, height)).any():
-            far = points[((points < 0) | (points > (width, height))).any(axis=1)][0]
-            raise RoiMismatch(
-                f"region '{zone.name}' reaches to ({far[0]:g}, {far[1]:g}), outside an image of {width}×{height} pixels"
-            )
 
 
 def weigh(anomaly_map: AnomalyMap, sensitivity: AnomalyMap) -> AnomalyMap:
@@ -161,7 +178,7 @@ def read_zones(path: Path) -> Roi:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the regions {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f'{path} is not JSON ({error}): expected {{"regions": [{{"name": …, "polygon": …}}]}}'
         ) from error
@@ -178,15 +195,17 @@ def _zones(values: Any) -> Roi:
     if unknown:
         raise OptionError(f"unknown entry '{unknown[0]}': expected regions and image_size")
     size = values.get("image_size")
-    if size is not None and not (_is_row(size, 2) and all(type(one) is int and one > 0 for one in size)):
-        raise OptionError(f"image_size is {size!r}: expected [width, height] in whole pixels")
+    if size is not None and not (_is_row(size, 2) and all(type(one) is int and 0 < one <= _LARGEST for one in size)):
+        raise OptionError(
+            f"image_size is {reprlib.repr(size)}: expected [width, height] in whole pixels, at most {_LARGEST}"
+        )
     zones = tuple(_zone(number, one) for number, one in enumerate(values["regions"], 1))
     return Roi(zones, image_size=None if size is None else (size[0], size[1]))
 
 
 def _zone(number: int, values: Any) -> Zone:
     if not isinstance(values, Mapping):
-        raise OptionError(f"region {number} is {values!r}: expected an object with name and polygon")
+        raise OptionError(f"region {number} is {reprlib.repr(values)}: expected an object with name and polygon")
     unknown = sorted(set(map(str, values)) - set(_KEYS))
     if unknown:
         raise OptionError(f"region {number} has an unknown entry '{unknown[0]}': expected some of {', '.join(_KEYS)}")
@@ -195,17 +214,24 @@ def _zone(number: int, values: Any) -> Zone:
         raise OptionError(f"region {number} has no polygon: expected [[x, y], …] in pixels")
     sensitivity = values.get("sensitivity", 1.0)
     if not _is_number(sensitivity):
-        raise OptionError(f"region {number} has sensitivity {sensitivity!r}: expected a number")
+        raise OptionError(f"region {number} has sensitivity {reprlib.repr(sensitivity)}: expected a number")
     corners = tuple((float(x), float(y)) for x, y in points)
     return Zone(str(values.get("name", f"region {number}")), corners, values.get("use", "inspect"), float(sensitivity))
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # Not by isfinite alone: whole numbers have no limit, and those beyond the floats raise OverflowError there.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_row(value: Any, length: int) -> bool:
     return isinstance(value, list) and len(value) == length and all(_is_number(one) for one in value)
+
+
+def _beyond(zone: Zone, size: tuple[int, int]) -> str | None:
+    """The first corner outside an image of (width, height) as text; None where all lie inside."""
+    far = [(x, y) for x, y in zone.polygon if not (0 <= x <= size[0] and 0 <= y <= size[1])]
+    return f"({far[0][0]:g}, {far[0][1]:g})" if far else None
 
 
 def _same_aspect(size: tuple[int, int], shape: tuple[int, int]) -> bool:

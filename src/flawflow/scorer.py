@@ -13,7 +13,7 @@ from flawflow.images import check_image, resize_image
 from flawflow.recipe import Recipe
 from flawflow.roi import Roi, weigh
 from flawflow.scoring import image_levels, image_scores
-from flawflow.tiling import cell_pitch, plan_tiles, tiled_map
+from flawflow.tiling import bounded_pitch, cell_pitch, plan_tiles, tiled_map
 from flawflow.types import AnomalyMap, Image
 
 _GROUP = 8
@@ -37,20 +37,32 @@ class Scorer:
 
     @property
     def pitch(self) -> int:
-        """Pixels of the image along a cell of a tiled map."""
+        """Pixels of the image along a cell of a tiled map; of a huge image more, see `cell_size`."""
         return cell_pitch(self.recipe.tiling.side, max(self.grid))
 
     def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
         """Height and width of a cell of the map, in pixels of an image of (height, width)."""
         if self.recipe.tiling.side:
-            return float(self.pitch), float(self.pitch)
+            pitch = self._pitch(shape)
+            return float(pitch), float(pitch)
         return shape[0] / self.recipe.size, shape[1] / self.recipe.size
+
+    def sensitivity(self, roi: Roi, shape: tuple[int, int]) -> AnomalyMap:
+        """How many times each cell of the map of an image of (height, width) pixels counts, float32; 0 = ignored.
+
+        Raises:
+            RoiMismatch: the regions do not fit such an image, or leave nothing of it.
+        """
+        cell = self.cell_size(shape)
+        rows, columns = (round(-(-length // size)) for length, size in zip(shape, cell, strict=True))
+        cells = (rows, columns) if self.recipe.tiling.side else (self.recipe.size, self.recipe.size)
+        return roi.sensitivity(shape, cell, cells)
 
     def maps(self, images: Sequence[Image]) -> list[AnomalyMap]:
         """Anomaly maps of images uint8 RGB (H, W, 3) of any size.
 
         Returns:
-            float32 (size, size) each; with tiles (⌈H / pitch⌉, ⌈W / pitch⌉), coarser than the image.
+            float32 (size, size) each; with tiles (⌈H / pitch⌉, ⌈W / pitch⌉), the pitch being that of `cell_size`.
         """
         if not self.recipe.tiling.side:
             return list(self._resized(images))
@@ -59,7 +71,7 @@ class Scorer:
         plans = [plan_tiles((one.shape[0], one.shape[1]), self.recipe.tiling, self.pitch) for one in images]
         return [tiled_map(image, plan, self._resized, _GROUP) for image, plan in zip(images, plans, strict=True)]
 
-    def image_scores(self, maps: Tensor, raw: Tensor | None = None) -> Tensor:
+    def image_scores(self, maps: Tensor, raw: Tensor | None = None, pitch: int | None = None) -> Tensor:
         """Scores (B,) of maps (B, h, w), in their units.
 
         With tiles ``scoring.top`` is a share of one tile, so that a defect does not fade among the many places of a
@@ -68,11 +80,12 @@ class Scorer:
         Args:
             maps: what the highest places are taken from.
             raw: what the level is taken from; None = the same maps.
+            pitch: pixels along a cell of maps of tiles; None = as of images that are not huge.
         """
         scoring, tiling = self.recipe.scoring, self.recipe.tiling
         top = scoring.top
         if tiling.side:
-            top = min(1.0, top * (tiling.side // self.pitch) ** 2 / maps[0].numel())
+            top = min(1.0, top * (tiling.side // (pitch or self.pitch)) ** 2 / maps[0].numel())
         highest = image_scores(maps, top)
         if not scoring.level:
             return highest
@@ -91,13 +104,17 @@ class Scorer:
 
     def _scored(self, raw: AnomalyMap, image: Image, roi: Roi | None) -> tuple[float, AnomalyMap]:
         whole = torch.from_numpy(raw)[None]
-        if roi is None:
-            return float(self.image_scores(whole)), raw
         shape = (image.shape[0], image.shape[1])
-        sensitivity = roi.sensitivity(shape, self.cell_size(shape), (raw.shape[0], raw.shape[1]))
+        pitch = self._pitch(shape) if self.recipe.tiling.side else None
+        if roi is None:
+            return float(self.image_scores(whole, pitch=pitch)), raw
+        sensitivity = self.sensitivity(roi, shape)
         weighed = weigh(raw, sensitivity)
-        score = float(self.image_scores(torch.from_numpy(weighed)[None], whole))
+        score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
         return score, np.where(sensitivity > 0, weighed, np.float32(np.nan))
+
+    def _pitch(self, shape: tuple[int, int]) -> int:
+        return bounded_pitch(shape, self.recipe.tiling.side, self.pitch)
 
     def _resized(self, images: Sequence[Image]) -> NDArray[np.float32]:
         maps: NDArray[np.float32] = self.network([resize_image(one, self.recipe.size) for one in images]).numpy()

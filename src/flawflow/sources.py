@@ -71,6 +71,7 @@ class TileSource(ImageSource):
                     image = read_image(path)
                     for corner in corners:
                         file.write(resize_image(cut_tile(image, corner, self._tiling.side), self.size).tobytes())
+                    del image  # or it would stay until the next one has been decoded
                 file.flush()
                 return np.memmap(file, np.uint8, "r", shape=(len(self), self.size, self.size, 3))
         except OSError as error:

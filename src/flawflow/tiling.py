@@ -1,11 +1,12 @@
 """Images larger than the input: a plan of overlapping tiles, and one seamless map put together from theirs. Pure.
 
-The map is kept at a coarser resolution than the image: one of its cells stands for ``pitch`` × ``pitch`` pixels, a
-quarter of the flow's own grid or finer, so that memory hardly grows with the image. Tiles begin at whole cells, and
-their maps are blended with a window that is smooth across the overlap and adds up to one everywhere (a partition of
-unity): a constant stays constant, and where overlapping tiles agree, nothing shows that there were tiles.
+One cell of the map stands for ``pitch`` × ``pitch`` pixels, a quarter of a cell of the flow's own grid or finer; of
+huge images it is coarser, so that no map has more than some 8 million cells (`bounded_pitch`). Tiles begin at whole
+cells, and their maps are blended with a window that is smooth across the overlap and adds up to one everywhere (a
+partition of unity): a constant stays constant, and where overlapping tiles agree, nothing shows that there were tiles.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +19,8 @@ from flawflow.errors import ImageError, OptionError
 from flawflow.types import AnomalyMap, Image
 
 STEP = 16
+LARGEST_SIDE = 8192  # of a tile; eight of them padded at the rim of an image then take 1.6 GB
+_MOST_CELLS = 1 << 23  # of a map: some 200 MB while it is scored, however small the tiles
 _FINER = 4  # map cells along one cell of the flow's grid, at least
 
 
@@ -38,8 +41,11 @@ class TilingConfig:
 
     def __post_init__(self) -> None:
         """Raises OptionError for tiles that cannot be cut."""
-        if self.side and (self.side < 2 * STEP or self.side % STEP):
-            raise OptionError(f"a tile side of {self.side} pixels: expected a multiple of {STEP}, at least {2 * STEP}")
+        if self.side and (not 2 * STEP <= self.side <= LARGEST_SIDE or self.side % STEP):
+            raise OptionError(
+                f"a tile side of {self.side} pixels: expected a multiple of {STEP}, at least {2 * STEP} and at most "
+                f"{LARGEST_SIDE}"
+            )
         if self.overlap is not None and not 0 <= self.overlap <= self.side // 2:
             raise OptionError(
                 f"tiles of {self.side} pixels that overlap by {self.overlap}: expected 0 to half the side"
@@ -95,8 +101,25 @@ def cell_pitch(side: int, grid: int) -> int:
     return pitch
 
 
+def bounded_pitch(shape: tuple[int, int], side: int, pitch: int) -> int:
+    """Pixels along a cell of the map of an image of (height, width) pixels: ``pitch``, or coarser for a huge map.
+
+    Doubled while the map would have more than some 8 million cells and the cells still divide the tile's side.
+    """
+    while math.prod(-(-length // pitch) for length in shape) > _MOST_CELLS and side % (2 * pitch) == 0:
+        pitch *= 2
+    return pitch
+
+
 def plan_tiles(shape: tuple[int, int], config: TilingConfig, pitch: int) -> TilePlan:
-    """As few tiles as cover an image of (height, width) pixels with the overlap, spread evenly."""
+    """As few tiles as cover an image of (height, width) pixels with the overlap, spread evenly.
+
+    Args:
+        shape: height and width of the image, pixels.
+        config: see `TilingConfig`.
+        pitch: pixels along a cell of the map, see `bounded_pitch`.
+    """
+    pitch = bounded_pitch(shape, config.side, pitch)
     rows, columns = (_starts(-(-length // pitch), config.side // pitch, -(-config.shared // pitch)) for length in shape)
     return TilePlan(shape, config.side, pitch, rows, columns)
 
@@ -238,9 +261,17 @@ def project(
     """
     steps = [length / new / size for length, new, size in zip(shape, target, cell, strict=True)]
     if max(steps) > 1:  # fewer pixels than cells: each is the mean of the cells below it
-        smaller = cv2.resize(anomaly_map, target[::-1], interpolation=cv2.INTER_AREA)
-        return np.asarray(smaller, np.float32)
+        return np.ascontiguousarray(_means(_means(anomaly_map, steps[0], target[0]).T, steps[1], target[1]).T)
     (down, across), flags = steps, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     matrix = np.array([[across, 0, across / 2 - 0.5], [0, down, down / 2 - 0.5]])
     found = cv2.warpAffine(anomaly_map, matrix, target[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(found, np.float32)
+
+
+def _means(values: AnomalyMap, step: float, count: int) -> AnomalyMap:
+    """(h, w) → (count, w): the means of windows of ``step`` rows each, one after the other from the first row on."""
+    borders = np.minimum(np.arange(count + 1) * step, len(values))
+    sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0, dtype=np.float64)])
+    whole = np.minimum(borders.astype(np.intp), len(values) - 1)
+    at = sums[whole] + (borders - whole)[:, None] * values[whole]
+    return np.ascontiguousarray(np.diff(at, axis=0) / np.diff(borders)[:, None], np.float32)

@@ -15,6 +15,12 @@ from flawflow.reference import STATISTICS, Reference, statistics
 from flawflow.types import Image
 
 
+def check_whole(detector: Detector) -> None:
+    """Raises OptionError for a detector that cuts images into tiles: drift is told from whole images."""
+    if detector.recipe.tiling.side:
+        raise OptionError("drift is told from whole images, and this detector was fitted on tiles: use inspect")
+
+
 def follow(detector: Detector, image: Image | Path, budget: Budget | None = None) -> tuple[Inspection, Rows]:
     """Inspect one image, as `Detector.inspect` does, and its row of statistics, float64 (9,).
 
@@ -22,8 +28,7 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
         ImageError: the file cannot be read, or the array is not an RGB image.
         OptionError: the detector was fitted on tiles.
     """
-    if detector.recipe.tiling.side:
-        raise OptionError("drift is told from whole images, and this detector was fitted on tiles: use inspect")
+    check_whole(detector)
     array = resize_image(read_image(image) if isinstance(image, Path) else image, detector.recipe.size)
     latents: list[Tensor] = []
     maps = score_images(detector.backbone, detector.flow, detector.recipe, [array], detector.device, latents)
@@ -47,8 +52,9 @@ def extend(reference: Reference | None, detector: Detector, images: Sequence[Ima
 def start_monitor(detector: Detector, settings: DriftSettings) -> DriftMonitor:
     """A monitor for a new stream, beginning with the detector's reference, if it has one.
 
-    Raises OptionError where reference and warm-up are too few together.
+    Raises OptionError where reference and warm-up are too few together, or the detector was fitted on tiles.
     """
+    check_whole(detector)
     rows = detector.reference.rows if detector.reference else ()
     return DriftMonitor(STATISTICS, np.array(rows, np.float64).reshape(-1, len(STATISTICS)), settings)
 

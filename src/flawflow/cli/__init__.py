@@ -13,7 +13,8 @@ from flawflow.errors import FlawflowError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for unusable input, 130 when interrupted.
 
-    `check` also ends with 1: something in the folder must be fixed.
+    `check` also ends with 1: something in the folder must be fixed; so does `watch --once`: there was drift. `watch`
+    ends with 0 when it is interrupted, after the image at hand.
 
     A message on standard error says what came, what was expected and what to do; there is no traceback.
     """

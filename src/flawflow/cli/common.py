@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -96,10 +97,11 @@ def parse_changes(settings: list[str]) -> dict[str, str]:
 
 def parse_tile(text: str) -> TilingConfig:
     """``SIDE`` or ``SIDE:OVERLAP``, pixels. Raises OptionError."""
-    side, _, overlap = text.partition(":")
-    if not side.isdecimal() or (":" in text and not overlap.isdecimal()) or int(side) == 0:
-        raise OptionError(f"--tile {text}: expected SIDE or SIDE:OVERLAP in pixels, e.g. --tile 512:128")
-    return TilingConfig(int(side), int(overlap) if overlap else None)
+    found = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", text, re.ASCII)
+    if found is None or int(found[1]) == 0:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise OptionError(f"--tile {shown}: expected SIDE or SIDE:OVERLAP in pixels, e.g. --tile 512:128")
+    return TilingConfig(int(found[1]), None if found[2] is None else int(found[2]))
 
 
 def chosen_recipe(arguments: argparse.Namespace) -> "Recipe":

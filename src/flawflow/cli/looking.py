@@ -3,14 +3,15 @@
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from flawflow.calibration import Budget
-from flawflow.cli.common import csv_bytes, parse_tile, say
+from flawflow.calibration import Budget, Decision
+from flawflow.cli.common import csv_bytes, decision_values, parse_tile, say
 from flawflow.errors import InputError, OptionError
 from flawflow.exported import ExportedDetector
 from flawflow.files import atomic_write, list_images, write_json
@@ -19,15 +20,21 @@ from flawflow.inspection import Inspection
 from flawflow.regions import find_regions
 from flawflow.report import overlay
 from flawflow.report.findings import Finding, coco, region_columns, region_rows
-from flawflow.roi import Roi, read_zones
-from flawflow.tiling import project
+from flawflow.roi import Roi, RoiMismatch, read_zones
+from flawflow.tiling import TilingConfig, project
 from flawflow.types import Image
 
 if TYPE_CHECKING:
     from flawflow.detector import Detector
+    from flawflow.scorer import Scorer
 
     AnyDetector = Detector | ExportedDetector
 
+_SCALES = (1e-9, 1e6)  # millimetres along a pixel: a thousandth of an atom to a kilometre
+_VOID = (
+    "none: a sensitivity above 1 raises the scores of good images too, so nothing is promised of p-values, verdicts "
+    "and outlines; --good FOLDER calibrates them with the same regions"
+)
 _LONGEST_SIDE = 3072  # of an overlay; larger images are drawn smaller
 
 
@@ -44,39 +51,90 @@ def chosen_roi(arguments: argparse.Namespace) -> Roi | None:
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
-    """Raises OptionError for a scale or an area that means nothing."""
-    if arguments.scale is not None and not (math.isfinite(arguments.scale) and arguments.scale > 0):
-        raise OptionError(f"--scale is {arguments.scale}: expected millimetres along a pixel, such as 0.05")
+    """Raises OptionError for a scale or an area that means nothing, or a scale that nothing is written with."""
+    smallest, largest = _SCALES
+    if arguments.scale is not None and not smallest <= arguments.scale <= largest:
+        raise OptionError(
+            f"--scale is {arguments.scale}: expected millimetres along a pixel, such as 0.05 "
+            f"({smallest:g} to {largest:g})"
+        )
+    if arguments.scale is not None and arguments.output is None and arguments.json is None:
+        raise OptionError(
+            "--scale changes regions.csv and the JSON file alone, and neither is written: add -o or --json, or "
+            "leave it out"
+        )
     if not (math.isfinite(arguments.min_area) and arguments.min_area >= 0):
         raise OptionError(f"--min-area is {arguments.min_area}: expected square pixels, 0 or more")
 
 
 def adapted(detector: "AnyDetector", arguments: argparse.Namespace, roi: Roi | None) -> "AnyDetector":
-    """The detector as the options have it look; says what is not promised. Raises InputError."""
+    """The detector as the options have it look. Raises InputError."""
     if isinstance(detector, ExportedDetector):
         given = [name for name in ("tile", "roi", "good") if getattr(arguments, name) is not None]
         if given:
             raise OptionError(f"--{given[0]} needs the .flaw file that {arguments.detector} was exported from")
         return detector
     # Here, so that an exported detector does not load PyTorch.
-    from flawflow.adaptation import adapt, check_tiling
+    from flawflow.adaptation import check_tiling
 
     tiling = None if arguments.tile is None else parse_tile(arguments.tile)
     check_tiling(detector, tiling)
     if arguments.good is not None:
-        files = list_images(arguments.good, recursive=True)
-        return adapt(detector, (read_image(file) for file in files), tiling, roi)
+        return _calibrated(detector, arguments.good, tiling, roi)
     if tiling is not None and not detector.recipe.tiling.side:
         raise OptionError(
             "this detector was fitted on whole images, whose scores say nothing of images in tiles: add --good FOLDER "
             "with good images of the large kind, or fit another detector with --tile"
         )
-    if roi is not None and not roi.keeps_promise:
-        say(
-            "flawflow: a sensitivity above 1 raises the scores of good images too: p-values and verdicts are not "
-            "promised, unless --good FOLDER calibrates them with the same regions"
-        )
     return detector
+
+
+def _calibrated(detector: "Detector", folder: Path, tiling: TilingConfig | None, roi: Roi | None) -> "Detector":
+    """The detector with its promises from the good images of a folder that it has never seen; says what it left out."""
+    from flawflow.adaptation import adapt, unseen
+
+    files = list_images(folder, recursive=True)
+    if not files:
+        raise InputError(f"{folder} holds no images: expected good ones, as .png, .jpg, .bmp, .tif or .webp files")
+    try:
+        chosen = unseen(detector, files)
+    except InputError as error:
+        raise InputError(f"--good {folder}: {error}") from error
+    if chosen.learned or chosen.twice:
+        say(
+            f"flawflow: of the {len(files)} good images in {folder} {len(chosen.files)} calibrate this run: the "
+            f"detector learned from {chosen.learned} or chose its epoch on them, and {chosen.twice} are there twice"
+        )
+    scorer = detector.scorer
+    if tiling is not None:
+        scorer = replace(scorer, recipe=replace(detector.recipe, tiling=tiling))
+    return adapt(detector, (read_fitting(file, scorer, roi) for file in chosen.files), tiling, roi)
+
+
+def read_fitting(file: Path, scorer: "Scorer | None", roi: Roi | None) -> Image:
+    """An image that the regions fit and leave something of; without a scorer there are none.
+
+    Raises:
+        ImageError: the file cannot be read, or the regions do not fit; the message names the file.
+    """
+    image = read_image(file)
+    if roi is not None and scorer is not None:
+        try:
+            scorer.sensitivity(roi, (image.shape[0], image.shape[1]))
+        except RoiMismatch as error:
+            raise RoiMismatch(f"{file}: {error}") from error
+    return image
+
+
+def void_promise(arguments: argparse.Namespace, roi: Roi | None) -> str | None:
+    """Why nothing is promised through these regions; None where the decision's own promise holds."""
+    return _VOID if roi is not None and not roi.keeps_promise and arguments.good is None else None
+
+
+def told_decision(decision: Decision, void: str | None) -> dict[str, Any]:
+    """A decision as JSON values, with no promise where it is void."""
+    values = decision_values(decision)
+    return values if void is None else values | {"promised": None, "kept": False, "promise": void}
 
 
 def inspected(

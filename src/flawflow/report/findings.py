@@ -50,13 +50,13 @@ def region_rows(findings: Sequence[Finding], scale: float | None = None) -> list
 
 
 def region_values(region: Region, scale: float | None = None) -> dict[str, Any]:
-    """A region as JSON values, by the names of `region_columns`; pixels and millimetres to three decimals."""
+    """A region as JSON values named as in `region_columns`; pixels to three decimals, millimetres to six digits."""
     places = dict(zip(_LENGTHS, (*region.box, *region.peak_place, *region.centroid), strict=True))
     values: dict[str, Any] = {"area_px": _short(region.area), "peak": region.peak, "mean": region.mean}
     values |= {f"{name}_px": _short(value) for name, value in places.items()}
     if scale is not None:
-        values["area_mm2"] = _short(region.area * scale**2)
-        values |= {f"{name}_mm": _short(value * scale) for name, value in places.items()}
+        values["area_mm2"] = _digits(region.area * scale**2)
+        values |= {f"{name}_mm": _digits(value * scale) for name, value in places.items()}
     return values
 
 
@@ -131,3 +131,8 @@ def _pixel(edge: float, length: int) -> int:
 
 def _short(value: float) -> float:
     return round(value, 3)
+
+
+def _digits(value: float) -> float:
+    """Six of them, wherever the point is: a scale may make any number small."""
+    return float(f"{value:.6g}")

@@ -49,7 +49,10 @@ def _with_good(detector: Detector, arguments: argparse.Namespace) -> Detector:
     if not category.train:
         raise DatasetError(f"{arguments.folder} holds no good images: expected a folder of them")
     done = recalibrate(detector, [sample.path for sample in category.train], arguments.replace, progress=True)
-    left = [(done.learned, "that the detector learned from or chose its epoch on"), (done.counted, "that count already")]
+    left = [
+        (done.learned, "that the detector learned from or chose its epoch on"),
+        (done.counted, "that count already"),
+    ]
     out = "".join(f", left out {count} {why}" for count, why in left if count)
     print(f"added {done.added} good images{out}")
     return done.detector

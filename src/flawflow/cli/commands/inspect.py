@@ -3,24 +3,37 @@
 import argparse
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flawflow.calibration import promise
-from flawflow.cli.common import check_outputs, chosen_budget, csv_bytes, decision_values, verdict
-from flawflow.cli.looking import adapted, check_numbers, chosen_roi, draw, find, inspected, write_regions
+from flawflow.calibration import Budget, promise
+from flawflow.cli.common import check_outputs, chosen_budget, csv_bytes, verdict
+from flawflow.cli.looking import (
+    adapted,
+    check_numbers,
+    chosen_roi,
+    draw,
+    find,
+    inspected,
+    read_fitting,
+    told_decision,
+    void_promise,
+    write_regions,
+)
 from flawflow.errors import FlawflowError, InputError, OptionError
 from flawflow.exported import SUFFIXES, ExportedDetector
 from flawflow.files import atomic_write, list_images, writable_folder, write_json
-from flawflow.images import image_shape, read_image, write_image
+from flawflow.images import image_shape, write_image
+from flawflow.inspection import Inspection
 from flawflow.report.findings import Finding, region_values
 from flawflow.roi import Roi
 from flawflow.types import Image
 
 if TYPE_CHECKING:
     from flawflow.detector import Detector
+    from flawflow.scorer import Scorer
 
 _BATCH = 8
 _BATCH_PIXELS = 32_000_000
@@ -38,25 +51,27 @@ def run(arguments: argparse.Namespace) -> int:
     roi = chosen_roi(arguments)
     detector = adapted(_load(arguments), arguments, roi)
     budget = chosen_budget(arguments, detector.calibration.budget)
-    decision, outline = detector.decision(budget), detector.outline(budget)
+    decision, outline, void = detector.decision(budget), detector.outline(budget), void_promise(arguments, roi)
+    scorer = None if isinstance(detector, ExportedDetector) else detector.scorer
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
     findings: list[Finding] = []
     print(f"{'score':>12} {'p-value':>8}  {'verdict':<7}  image")
-    for group in _read_groups(files, roi):
-        faults += [str(image) for _, image in group if isinstance(image, FlawflowError)]
-        readable = [(file, image) for file, image in group if not isinstance(image, FlawflowError)]
-        found = inspected(detector, [image for _, image in readable], budget, roi)
-        for (file, image), result in zip(readable, found, strict=True):
-            told = verdict(result.is_defective)
-            rows.append({"image": str(file), "score": result.score, "p_value": result.p_value, "verdict": told})
-            print(f"{result.score:12.5g} {result.p_value:8.4f}  {told:<7}  {file}")
-            if arguments.output is not None:
-                name = f"{len(rows) - 1:04d}-{file.stem}.png"
-                write_image(arguments.output / name, draw(detector, image, result, outline.threshold))
-                rows[-1]["overlay"] = name
-            findings.append(find(detector, file, image, result, outline.threshold, arguments.min_area))
-    print(f"promise: {promise(decision)}")
+
+    def take(file: Path, image: Image, result: Inspection) -> None:
+        told = verdict(result.is_defective)
+        rows.append({"image": str(file), "score": result.score, "p_value": result.p_value, "verdict": told})
+        print(f"{result.score:12.5g} {result.p_value:8.4f}  {told:<7}  {file}")
+        if arguments.output is not None:
+            name = f"{len(rows) - 1:04d}-{file.stem}.png"
+            write_image(arguments.output / name, draw(detector, image, result, outline.threshold))
+            rows[-1]["overlay"] = name
+        findings.append(find(detector, file, image, result, outline.threshold, arguments.min_area))
+
+    for group in _read_groups(files, scorer, roi):
+        faults += _inspect_group(detector, group, budget, roi, take)
+        del group  # or its images would stay until the next ones have been decoded
+    print(f"promise: {void or promise(decision)}")
     print(f"{sum(len(one.regions) for one in findings)} defect regions in {len(findings)} images")
     write_regions(arguments, findings)
     if arguments.output is not None:
@@ -64,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
         atomic_write(arguments.output / "table.csv", csv_bytes(columns, rows))
         print(f"overlays, table.csv and regions.csv in {arguments.output}")
     if arguments.json is not None:
-        about = {"decision": decision_values(decision), "outline": decision_values(outline)}
+        about = {"decision": told_decision(decision, void), "outline": told_decision(outline, void)}
         for row, finding in zip(rows, findings, strict=True):
             row["regions"] = [region_values(one, arguments.scale) for one in finding.regions]
         write_json(
@@ -73,6 +88,21 @@ def run(arguments: argparse.Namespace) -> int:
     for fault in faults:
         print(f"flawflow: {fault}", file=sys.stderr)
     return 2 if faults else 0
+
+
+def _inspect_group(
+    detector: "Detector | ExportedDetector",
+    group: list[tuple[Path, Image | FlawflowError]],
+    budget: Budget,
+    roi: Roi | None,
+    take: Callable[[Path, Image, Inspection], None],
+) -> list[str]:
+    """Hand on what was found in each image of a group; the sentences about those that could not be read."""
+    readable = [(file, image) for file, image in group if not isinstance(image, FlawflowError)]
+    found = inspected(detector, [image for _, image in readable], budget, roi)
+    for (file, image), result in zip(readable, found, strict=True):
+        take(file, image, result)
+    return [str(image) for _, image in group if isinstance(image, FlawflowError)]
 
 
 def _load(arguments: argparse.Namespace) -> "Detector | ExportedDetector":
@@ -103,7 +133,9 @@ def _files(paths: list[Path], output: Path | None) -> list[Path]:
     return files
 
 
-def _read_groups(files: list[Path], roi: Roi | None) -> Iterator[list[tuple[Path, Image | FlawflowError]]]:
+def _read_groups(
+    files: list[Path], scorer: "Scorer | None", roi: Roi | None
+) -> Iterator[list[tuple[Path, Image | FlawflowError]]]:
     """Batches of images, or the errors in place of them; the next batch is decoded while one is inspected.
 
     A large image comes alone, and nothing is decoded beside it, so that memory holds one of them.
@@ -114,9 +146,9 @@ def _read_groups(files: list[Path], roi: Roi | None) -> Iterator[list[tuple[Path
             while waiting and (is_large or len(waiting) > 1):
                 yield [(file, future.result()) for file, future in waiting.popleft()]
             if is_large:
-                yield [(file, _try_read(file, roi)) for file in batch]
+                yield [(file, _try_read(file, scorer, roi)) for file in batch]
             else:
-                waiting.append([(file, pool.submit(_try_read, file, roi)) for file in batch])
+                waiting.append([(file, pool.submit(_try_read, file, scorer, roi)) for file in batch])
         for group in waiting:
             yield [(file, future.result()) for file, future in group]
 
@@ -144,11 +176,8 @@ def _pixels(file: Path) -> int:
     return height * width
 
 
-def _try_read(file: Path, roi: Roi | None) -> Image | FlawflowError:
+def _try_read(file: Path, scorer: "Scorer | None", roi: Roi | None) -> Image | FlawflowError:
     try:
-        image = read_image(file)
-        if roi is not None:
-            roi.check((image.shape[0], image.shape[1]))
+        return read_fitting(file, scorer, roi)
     except FlawflowError as error:
-        return InputError(f"{file}: {error}") if str(file) not in str(error) else error
-    return image
+        return error

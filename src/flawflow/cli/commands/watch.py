@@ -2,23 +2,25 @@
 
 import argparse
 import json
+import reprlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from fractions import Fraction
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flawflow.calibration import parse_number
 from flawflow.cli.common import check_outputs, say
 from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState
 from flawflow.errors import FlawflowError, ImageError, InputError, OptionError, OutputError
-from flawflow.files import atomic_write, digest, list_images
-from flawflow.watching import start_monitor, watch
+from flawflow.files import atomic_write, digest, held_alone, list_images
+from flawflow.watching import check_whole, start_monitor, watch
 
 _GROUP = 8  # images between two writings of the state
+_MOST_PER_DAY = 1_000_000_000
 _TRIES = 3  # looks at a file that does not change and cannot be read
 Mark = tuple[int, int]  # bytes and nanoseconds of a file's last change
 
@@ -35,12 +37,14 @@ class Arrivals:
         self.folder = folder
         self.done = done
         self._seen: dict[str, Mark] = {}
-        self._tries: dict[str, int] = {}
+        self._tries: dict[str, tuple[Mark, int]] = {}
 
     def poll(self) -> list[Path]:
         """New files that have not changed since the last poll, the oldest first."""
         marks = self._marks()
-        self.done = {name: mark for name, mark in self.done.items() if name in marks}
+        # A folder that looks empty may be a share that is not there for a while: nothing is forgotten for it.
+        if marks:
+            self.done = {name: mark for name, mark in self.done.items() if name in marks}
         ready = [name for name, mark in marks.items() if self._seen.get(name) == mark != self.done.get(name)]
         self._seen = marks
         return [self.folder / name for name in sorted(ready, key=lambda name: (marks[name][1], name))]
@@ -52,8 +56,11 @@ class Arrivals:
 
     def try_again(self, file: Path) -> bool:
         """Whether a file that could not be read may still be on its way."""
-        self._tries[file.name] = self._tries.get(file.name, 0) + 1
-        return self._tries[file.name] < _TRIES
+        mark, tries = self._tries.get(file.name, (None, 0))
+        now = self._seen[file.name]
+        tries = tries + 1 if mark == now else 1
+        self._tries[file.name] = (now, tries)
+        return tries < _TRIES
 
     def _marks(self) -> dict[str, Mark]:
         marks: dict[str, Mark] = {}
@@ -66,15 +73,45 @@ class Arrivals:
         return marks
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """The rate of false alarms of drift, as it was asked for.
+
+    Attributes:
+        daily: false alarms a day, at most.
+        text: the same, as the user wrote it.
+        images: images a day.
+    """
+
+    daily: float
+    text: str
+    images: int
+
+    @property
+    def images_per_alarm(self) -> float:
+        """In how many images there is one false alarm at most."""
+        return self.images / self.daily
+
+    def values(self) -> dict[str, float]:
+        """As JSON values."""
+        return {
+            "false_alarms_per_day": self.daily,
+            "images_per_day": self.images,
+            "images_per_false_alarm": self.images_per_alarm,
+        }
+
+
 class Log:
     """Lines on standard output, and one JSON object a line in a file.
 
     Args:
         file: to append to; None = no file.
+        promise: what stands with every image, see `Rate.values`.
     """
 
-    def __init__(self, file: Path | None) -> None:
+    def __init__(self, file: Path | None, promise: dict[str, Any]) -> None:
         self.file = file
+        self.promise = promise
 
     def image(self, file: Path, found: Inspection, state: DriftState) -> None:
         """One inspected image."""
@@ -88,7 +125,7 @@ class Log:
                 "score": found.score,
                 "p_value": found.p_value,
                 "defective": found.is_defective,
-                "drift": asdict(state),
+                "drift": asdict(state) | {"promise": self.promise},
             }
         )
 
@@ -109,54 +146,82 @@ class Log:
 
 def run(arguments: argparse.Namespace) -> int:
     """Watch until stopped, or once; 0, or with ``--once`` 1 for drift and 2 for an unreadable image."""
-    settings, interval = _settings(arguments)
+    rate, interval = _rate(arguments), _interval(arguments)
+    settings = DriftSettings(rate.daily / rate.images, arguments.defects, arguments.warm_up, arguments.seed)
     state_file: Path = arguments.state or arguments.detector.with_name(arguments.detector.name + ".watch.json")
     check_outputs({"--state": state_file, "--json": arguments.json}, [arguments.detector, arguments.weights])
     list_images(arguments.folder)  # a folder that is none is refused before the detector is loaded
-    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
-    identity = {"detector": digest(arguments.detector), "folder": str(arguments.folder.resolve())}
-    monitor, done = _read_state(state_file, identity, settings) or (start_monitor(detector, settings), {})
-    arrivals, log = Arrivals(arguments.folder, done), Log(arguments.json)
-    say(_greeting(monitor, state_file))
-    print(f"{'score':>12} {'p-value':>8}  {'verdict':<9}  {'drift':<22}  image", flush=True)
-    unreadable = 0
-    with _stopping() as stop:
-        polls = 0
-        while not stop.is_set():
-            files = arrivals.poll()
-            polls += 1
-            for start in range(0, len(files), _GROUP):
-                unreadable += _inspect(files[start : start + _GROUP], detector, monitor, arrivals, log, stop)
-                _write_state(state_file, identity, monitor, arrivals.done)
-                if stop.is_set():
-                    break
-            # Once: a first poll to see the files, a second to see them unchanged, some more for damaged ones.
-            if arguments.once and polls > _TRIES:
-                break
-            stop.wait(interval)
-    _write_state(state_file, identity, monitor, arrivals.done)
+    refusal = f"another 'flawflow watch' goes on from {state_file} just now: stop it, or name another file with --state"
+    with held_alone(state_file, refusal):
+        detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
+        check_whole(detector)
+        identity = {"detector": digest(arguments.detector), "folder": str(arguments.folder.resolve())}
+        monitor, done = _read_state(state_file, identity, settings) or (start_monitor(detector, settings), {})
+        arrivals, log = Arrivals(arguments.folder, done), Log(arguments.json, rate.values())
+        say(_greeting(monitor, rate, state_file))
+        print(f"{'score':>12} {'p-value':>8}  {'verdict':<9}  {'drift':<22}  image", flush=True)
+
+        def keep() -> None:
+            _write_state(state_file, identity, monitor, arrivals.done)
+
+        try:
+            unreadable = _follow(detector, monitor, arrivals, log, keep, interval, arguments.once)
+        finally:  # whatever has ended it: what was inspected is not inspected again
+            keep()
     say(_farewell(monitor))
     if not arguments.once:
         return 0
     return 2 if unreadable else int(bool(monitor.alarms))
 
 
-def _settings(arguments: argparse.Namespace) -> tuple[DriftSettings, float]:
-    try:
-        daily = float(Fraction(arguments.false_alarms_per_day))
-    except (ValueError, ZeroDivisionError) as cause:
+def _follow(
+    detector: Detector,
+    monitor: DriftMonitor,
+    arrivals: Arrivals,
+    log: Log,
+    keep: Callable[[], None],
+    interval: float,
+    once: bool,
+) -> int:
+    """Look again and again, until stopped or once; the number of files that could not be read for good."""
+    unreadable = polls = 0
+    with _stopping() as stop:
+        while not stop.is_set():
+            files = arrivals.poll()
+            polls += 1
+            for start in range(0, len(files), _GROUP):
+                unreadable += _inspect(files[start : start + _GROUP], detector, monitor, arrivals, log, stop)
+                keep()
+                if stop.is_set():
+                    break
+            # Once: a first poll to see the files, a second to see them unchanged, some more for damaged ones.
+            if once and polls > _TRIES:
+                break
+            stop.wait(interval)
+    return unreadable
+
+
+def _rate(arguments: argparse.Namespace) -> Rate:
+    """The rate of ``--false-alarms-per-day`` and ``--per-day``. Raises OptionError."""
+    text, images = arguments.false_alarms_per_day, arguments.per_day
+    exact = parse_number(text)
+    if exact is None:
+        shown = text if len(text) <= 40 else f"{text[:40]}…"
+        raise OptionError(f"--false-alarms-per-day {shown}: expected a number such as 1/30 or 0.1")
+    if not 1 <= images <= _MOST_PER_DAY:
+        raise OptionError(f"--per-day {reprlib.repr(images)}: expected images a day, from 1 to {_MOST_PER_DAY}")
+    if not 0 < exact < images:
         raise OptionError(
-            f"--false-alarms-per-day {arguments.false_alarms_per_day}: expected a number such as 1/30 or 0.1"
-        ) from cause
-    if arguments.per_day < 1 or not 0 < daily < arguments.per_day:
-        raise OptionError(
-            f"--per-day {arguments.per_day} with {daily:g} false alarms a day: expected images a day of at least 1, "
-            "and more than 0 false alarms, but fewer than images"
+            f"--per-day {images} with {float(exact):g} false alarms a day: expected more than 0 false alarms, but "
+            "fewer than images"
         )
+    return Rate(float(exact), text.strip(), images)
+
+
+def _interval(arguments: argparse.Namespace) -> float:
     if not 0 < arguments.interval <= 86_400:
         raise OptionError(f"--interval {arguments.interval:g}: expected seconds, more than 0 and at most 86400")
-    settings = DriftSettings(daily / arguments.per_day, arguments.defects, arguments.warm_up, arguments.seed)
-    return settings, arguments.interval
+    return float(arguments.interval)
 
 
 def _inspect(
@@ -211,10 +276,11 @@ def _state(state: DriftState) -> str:
     return f"none ({state.evidence:.1e})"
 
 
-def _greeting(monitor: DriftMonitor, state_file: Path) -> str:
+def _greeting(monitor: DriftMonitor, rate: Rate, state_file: Path) -> str:
     return (
-        f"at most one false alarm of drift in {1 / monitor.settings.rate:,.0f} images, with up to "
-        f"{monitor.settings.defects:.0%} defective; {monitor.images} images so far; state in {state_file}"
+        f"at most {rate.text} false alarms of drift a day at {rate.images:,} images a day, that is one in "
+        f"{rate.images_per_alarm:,.6g} images, with up to {monitor.settings.defects * 100:.3g} % of them defective; "
+        f"{monitor.images} images so far; state in {state_file}"
     )
 
 
@@ -251,7 +317,7 @@ def _read_state(
         monitor = DriftMonitor.from_dict(values["monitor"])
         done = {str(name): (int(size), int(changed)) for name, (size, changed) in values["done"].items()}
         known = dict(values["identity"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as cause:
         raise InputError(f"{file} is not a whole state of 'flawflow watch' ({type(cause).__name__}): {hint}") from cause
     if known != identity:
         what = "detector" if known.get("detector") != identity["detector"] else "folder"
