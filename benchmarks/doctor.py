@@ -23,6 +23,7 @@ import PIL.Image
 import torch
 
 from flawflow.backbones import build_backbone
+from flawflow.calibration import Budget
 from flawflow.checkup import Checkup, check_files, open_checkup
 from flawflow.crossfit import cross_fit
 from flawflow.features import FeatureJob, ImageSource, views
@@ -70,7 +71,7 @@ def linked(source: Path, target: Path) -> None:
 
 def checked(folder: Path) -> Checkup:
     checkup = open_checkup(folder, seed=0)
-    check_files(checkup, holdout=_HOLDOUT, budget=None)
+    check_files(checkup, holdout=_HOLDOUT, budget=Budget())
     return checkup
 
 

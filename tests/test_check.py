@@ -10,8 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+from flawflow.calibration import Budget
+from flawflow.checkup import check_files, open_checkup
 from flawflow.cli import main
+from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
+from flawflow.images import write_image
+from test_datasets import draw, make_btad, make_dagm, make_mvtec, make_tiles
 
 Captured = pytest.CaptureFixture[str]
 SMALL = ["--recipe", "demo", "--no-store", "--device", "cpu", "--set", "size=128"]
@@ -50,6 +55,7 @@ def test_a_clean_product_has_nothing_to_fix(clean: Path, tmp_path: Path) -> None
     assert set(kinds(found).values()) <= {"note"}
     assert found["images"] == {
         "good": 20,
+        "learned": 20,
         "test": 3 + 2 * len(list((clean / "ground_truth").iterdir())),
         "readable": 29,
     }
@@ -204,6 +210,72 @@ def test_the_promise_needs_images_only_where_one_was_chosen(clean: Path, tmp_pat
     assert kind not in kinds(check(clean, tmp_path, "--quick", "--false-alarms", "0.7", code=0))
 
 
+def make_plain(root: Path) -> Path:
+    draw(root / "plain", [f"{index}.png" for index in range(5)])
+    return root / "plain"
+
+
+LAYOUTS: dict[str, Callable[[Path], Path]] = {
+    "mvtec": make_mvtec,
+    "btad": lambda root: make_btad(root, "01", "bmp", "png"),
+    "dagm": make_dagm,
+    "magnetic tile": lambda root: make_tiles(root, 23),
+    "folder": make_plain,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_check_counts_the_good_images_that_a_fit_learns_from(layout: str, seed: int, tmp_path: Path) -> None:
+    folder = LAYOUTS[layout](tmp_path)
+    checkup = open_checkup(folder, seed)
+    assert checkup.refused is None
+    assert checkup.learned == {sample.path for sample in open_folder(folder, seed).train}
+    assert checkup.to_dict()["images"]["learned"] == len(open_folder(folder, seed).train)
+
+
+def test_a_promise_counts_no_image_that_is_kept_for_tests(tmp_path: Path) -> None:
+    make_tiles(tmp_path, 40)
+    generator = np.random.default_rng(0)
+    for file in (tmp_path / "MT_Free" / "Imgs").glob("*.jpg"):
+        write_image(file, generator.integers(0, 256, (12, 12, 3), np.uint8))
+    learned = len(open_folder(tmp_path, 0).train)
+    assert learned == 32
+    # A fourth is held out: 8 of 32, where all 40 would give 10 and promise the second rate too.
+    for rate, kept in ((0.12, True), (0.1, False)):
+        checkup = open_checkup(tmp_path, 0)
+        check_files(checkup, holdout=0.25, budget=Budget(rate, None), needed=True)
+        found = {one.kind: one.sentence for one in checkup.findings}
+        assert ("too few images for the promise" in found) != kept
+    told = found["too few images for the promise"]
+    # 9 must be held out, a fourth of 36, which are four fifths of 45.
+    assert "hold out 8 of 32 different good images" in told and "9 held out: about 45 good images" in told
+
+
+def test_a_confidence_changes_what_is_noted_and_what_must_be_kept(clean: Path, tmp_path: Path) -> None:
+    def told(*options: str, code: int) -> str:
+        found = check(clean, tmp_path, "--quick", *options, code=code)
+        return "".join(o["sentence"] for o in found["findings"] if o["kind"] == "too few images for the promise")
+
+    assert "with 90% confidence" in told(code=0) and "with 50% confidence" in told("--confidence", "50%", code=0)
+    assert "on average" in told("--confidence", "average", code=0)
+    # Two are held out, which suffice on average only.
+    assert told("--false-alarms", "0.34", "--confidence", "average", code=0) == ""
+    assert "needs 6 held out" in told("--false-alarms", "0.34", code=1)
+
+
+def test_what_else_is_missing_is_told_beside_missing_masks(product: Path, tmp_path: Path) -> None:
+    bare(product)
+    shutil.rmtree(product / "train")
+    found = check(product, tmp_path / "none", "--quick", code=1)
+    assert {"missing masks", "too few images"} <= {k for k, severity in kinds(found).items() if severity == "must fix"}
+    assert "layout" not in kinds(found)
+    (product / "train" / "good").mkdir(parents=True)
+    found = check(product, tmp_path / "empty", "--quick", code=1)
+    assert {"missing masks", "layout", "too few images"} <= set(kinds(found))
+    assert "train/good holds no images" in {one["kind"]: one["sentence"] for one in found["findings"]}["layout"]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_plain_folder_with_too_few_images(clean: Path, tmp_path: Path, count: int) -> None:
     folder = tmp_path / "plain"
@@ -229,6 +301,7 @@ def test_images_further_down_are_checked_although_a_fit_would_refuse_them(produc
         (["{root}/metal", "--false-alarms", "often"], "expected a rate between 0 and 1, written as 1/1000"),
         (["{root}/metal", "--false-alarms", "1/0"], "expected a rate"),
         (["{root}/metal", "--false-alarms", "2"], "between 0 and 1"),
+        (["{root}/metal", "--confidence", "surely"], "such as 0.9, or 'average'"),
         (["{root}/metal", "--weights", "{tmp}/absent.safetensors"], "--quick"),
         (["{root}/metal", "--recipe", "none"], "unknown recipe"),
         (["{root}/metal", "--set", "tiling.side=64"], "whole images"),

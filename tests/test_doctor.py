@@ -135,6 +135,13 @@ def test_what_differs_from_most_is_named(odd: ImageKind, severity: str, name: st
     assert [(f.severity, f.kind, f.cases[0].files) for f in found] == [(severity, name, (Path("odd.png"),))]
 
 
+def test_an_image_of_other_proportions_hides_no_other_size() -> None:
+    usual = [(Path(f"{i}.png"), kind()) for i in range(4)]
+    odd = [(Path("tall.png"), kind(width=40, height=60)), (Path("large.png"), kind(width=120, height=80))]
+    found = {one.kind: [case.files for case in one.cases] for one in kind_findings([*usual, *odd])}
+    assert found == {"mixed proportions": [(Path("tall.png"),)], "mixed sizes": [(Path("large.png"),)]}
+
+
 def square(*values: int) -> np.ndarray:  # type: ignore[type-arg]
     mask = np.zeros((40, 60), np.uint8)
     for place, value in enumerate(values):
@@ -153,12 +160,51 @@ def square(*values: int) -> np.ndarray:  # type: ignore[type-arg]
         (square(255), (81, 121), ("look", "mask of another size")),
         (square(), (40, 60), ("look", "empty mask")),
         (255 - square(255), (40, 60), ("look", "mask over most of the image")),
-        (square(40, 90, 150, 220, 255), (40, 60), ("look", "soft mask edges")),
+        (square(1, 255), (40, 60), ("must fix", "wrong mask values")),
+        (square(50, 100, 150, 200), (40, 60), ("must fix", "wrong mask values")),
+        (square(40, 90, 150, 220, 255), (40, 60), ("must fix", "wrong mask values")),
     ],
 )
 def test_masks(mask: np.ndarray, size: tuple[int, int], expected: tuple[str, str] | None) -> None:  # type: ignore[type-arg]
     faults = [(fault.severity, fault.kind) for fault in mask_faults(mask, size)]
     assert faults == ([] if expected is None else [expected])
+
+
+def outline(side: int) -> np.ndarray:  # type: ignore[type-arg]
+    """A blot with a scratch a pixel wide."""
+    mask = np.zeros((side, side), np.uint8)
+    cv2.ellipse(mask, (side // 2, side // 2), (side // 4, side // 6), 30, 0, 360, 255, -1)
+    cv2.line(mask, (side // 10, side // 10), (side // 3, side // 8), 255, 1)
+    return mask
+
+
+SOFT = {
+    "smoothed": lambda mask: cv2.GaussianBlur(mask, (0, 0), 1.5),
+    "enlarged": lambda mask: cv2.resize(mask, None, fx=3, fy=3, interpolation=cv2.INTER_LINEAR),
+    "reduced": lambda mask: cv2.resize(mask, None, fx=0.4, fy=0.4, interpolation=cv2.INTER_AREA),
+    "saved as JPEG": lambda mask: again(np.repeat(mask[..., None], 3, axis=2), 75)[..., 0],
+    "reduced by half": lambda mask: cv2.resize(mask, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA),
+}
+
+
+@pytest.mark.parametrize("change", SOFT)
+@pytest.mark.parametrize("side", [120, 700])
+def test_edges_are_soft_whatever_softened_them(change: str, side: int) -> None:
+    mask = SOFT[change](outline(side))
+    assert len(np.unique(mask)) > 3
+    assert [(fault.severity, fault.kind) for fault in mask_faults(mask, mask.shape)] == [("look", "soft mask edges")]
+
+
+@given(st.lists(st.integers(1, 255), min_size=2, max_size=12, unique=True), st.integers(12, 60))
+@settings(max_examples=60, deadline=None)
+def test_areas_of_several_values_are_wrong_however_many(values: list[int], side: int) -> None:
+    mask = np.zeros((side, side * (len(values) + 1)), np.uint8)
+    for place, value in enumerate(values):
+        mask[2:-2, side * place + 2 : side * (place + 1) + 2] = value
+    # Of many values those next to one of the ends may be a compression's.
+    between = [value for value in values if 0.05 * max(values) <= value <= 0.95 * max(values)]
+    if between or len(values) < 8:
+        assert "wrong mask values" in [fault.kind for fault in mask_faults(mask, mask.shape)]
 
 
 def test_findings_are_ranked_and_their_cases_too() -> None:

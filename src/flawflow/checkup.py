@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flawflow.calibration import Budget, normals_needed, smallest_rate
-from flawflow.datasets import open_folder
+from flawflow.datasets import open_folder, to_learn
 from flawflow.doctor import (
     SENTENCES,
     Case,
@@ -27,7 +27,7 @@ from flawflow.doctor import (
     rank,
     twin_findings,
 )
-from flawflow.errors import DatasetError, ImageError
+from flawflow.errors import DatasetError, ImageError, PairingError
 from flawflow.fitting import LEAST_IMAGES
 from flawflow.images import read_levels, read_with_kind
 from flawflow.types import ImageKind, Sample
@@ -53,6 +53,8 @@ class Checkup:
     Attributes:
         folder: where it lies.
         roles: which file plays which part.
+        learned: the good images that a fit would learn from or hold out; fewer than are good where a dataset without
+            a split of its own keeps some for tests.
         refused: why the other commands would refuse the folder; None where they would not.
         images: those that can be read, train first.
         findings: in the order in which they were found.
@@ -60,6 +62,7 @@ class Checkup:
 
     folder: Path
     roles: Roles
+    learned: frozenset[Path]
     refused: DatasetError | None = None
     images: list[Read] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -76,7 +79,12 @@ class Checkup:
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as JSON values."""
-        counts = {"good": len(self.roles.train), "test": len(self.roles.test), "readable": len(self.images)}
+        counts = {
+            "good": len(self.roles.train),
+            "learned": len(self.learned),
+            "test": len(self.roles.test),
+            "readable": len(self.images),
+        }
         return {
             "folder": str(self.folder),
             "images": counts,
@@ -101,16 +109,20 @@ def open_checkup(folder: Path, seed: int) -> Checkup:
         raise refused
     if not (roles.train or roles.test):
         raise DatasetError(f"{folder} holds no images to check")
-    return Checkup(folder, roles, refused)
+    learned = to_learn(folder, roles.train, seed)
+    return Checkup(folder, roles, frozenset(sample.path for sample in learned), refused)
 
 
-def check_files(checkup: Checkup, *, holdout: float, budget: Budget | None, say: Say | None = None) -> None:
+def check_files(
+    checkup: Checkup, *, holdout: float, budget: Budget, needed: bool = False, say: Say | None = None
+) -> None:
     """All checks but the flow's; fills in the readable images and the findings.
 
     Args:
         checkup: as `open_checkup` gave it.
         holdout: share of the good images that a fit would hold out, in (0, 1).
-        budget: the promise that the images must suffice for; None = say what they suffice for.
+        budget: the promise that the images are counted for.
+        needed: whether they must suffice for it; else it is noted what they suffice for.
         say: gets lines about the progress; None = silent.
     """
     if say:
@@ -122,7 +134,7 @@ def check_files(checkup: Checkup, *, holdout: float, budget: Budget | None, say:
     checkup.findings += masks
     checkup.findings += kind_findings([(r.sample.path, r.kind) for r in checkup.images])
     checkup.findings += _photometric_findings(checkup)
-    checkup.findings += _count_findings(checkup, holdout, budget)
+    checkup.findings += _count_findings(checkup, holdout, budget, needed)
     checkup.findings += _layout_findings(checkup)
 
 
@@ -207,26 +219,27 @@ def _photometric_findings(checkup: Checkup) -> list[Finding]:
     ]
 
 
-def _count_findings(checkup: Checkup, holdout: float, budget: Budget | None) -> list[Finding]:
+def _count_findings(checkup: Checkup, holdout: float, budget: Budget, needed: bool) -> list[Finding]:
     """Whether the different good images suffice to learn from and to keep a promise."""
-    if not checkup.roles.train:
-        return []
-    count = len({one.measures.pixels for one in checkup.good})
+    if not checkup.learned:
+        text = f"There are no good images to learn from: a fit needs at least {LEAST_IMAGES}; add good images."
+        return [Finding("must fix", "too few images", text)]
+    count = len({one.measures.pixels for one in checkup.good if one.sample.path in checkup.learned})
     if count < LEAST_IMAGES:
         text = f"{count} different good images that can be read: a fit needs at least {LEAST_IMAGES}; add good images."
         return [Finding("must fix", "too few images", text)]
     held = min(max(2, round(holdout * count)), count // 2)
-    wanted = budget or Budget()
-    needed = normals_needed(wanted)
-    if held >= needed:
+    enough = normals_needed(budget)
+    if held >= enough:
         return []
-    sure = "on average" if wanted.confidence is None else f"with {wanted.confidence:.0%} confidence"
+    sure = "on average" if budget.confidence is None else f"with {budget.confidence:.0%} confidence"
+    total = round(_total(enough, holdout) * len(checkup.roles.train) / len(checkup.learned))
     text = (
         f"A fit would hold out {held} of {count} different good images, which promise a false-alarm rate of "
-        f"{smallest_rate(held, wanted.confidence):.2g} {sure}; {wanted.rate:g} needs {needed} held out: about "
-        f"{_total(needed, holdout)} good images, or another rate."
+        f"{smallest_rate(held, budget.confidence):.2g} {sure}; {budget.rate:g} needs {enough} held out: about "
+        f"{total} good images, or another rate."
     )
-    return [Finding("note" if budget is None else "must fix", "too few images for the promise", text)]
+    return [Finding("must fix" if needed else "note", "too few images for the promise", text)]
 
 
 def _total(needed: int, holdout: float) -> int:
@@ -235,9 +248,10 @@ def _total(needed: int, holdout: float) -> int:
 
 
 def _layout_findings(checkup: Checkup) -> list[Finding]:
-    explained = {"missing masks", "masks without an image"} & {found.kind for found in checkup.findings}
     unused = [Case("not used", (path,)) for path in checkup.roles.unused]
     findings = finding("note", "unused images", "Image files that play no part in this layout.", unused)
-    if checkup.refused is not None and not explained:
+    # What masks lack is told by findings of its own, file by file.
+    told = bool(checkup.roles.bare or checkup.roles.orphans) and isinstance(checkup.refused, PairingError)
+    if checkup.refused is not None and not told:
         findings.append(Finding("must fix", "layout", str(checkup.refused)))
     return findings

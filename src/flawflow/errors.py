@@ -7,6 +7,7 @@ prints the message alone and exits with code 2; nothing already written is lost.
     ├── InputError            something the user gave cannot be used
     │   ├── ImageError        an image or mask file is missing, broken or of the wrong kind
     │   ├── DatasetError      a folder is absent, empty or laid out otherwise
+    │   │   └── PairingError  a defective image lacks its mask, or a mask its image
     │   └── OptionError       an option, a setting or a name is unknown or out of range
     ├── WeightsError          a backbone's weights are missing, partial or of another network
     ├── DetectorFileError     a detector file is truncated, foreign or of another version
@@ -28,6 +29,10 @@ class ImageError(InputError):
 
 class DatasetError(InputError):
     """A folder is absent, empty or laid out otherwise than expected."""
+
+
+class PairingError(DatasetError):
+    """A defective image lacks its mask, or a mask its image."""
 
 
 class OptionError(InputError):

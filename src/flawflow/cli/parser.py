@@ -39,9 +39,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="folder for the page (default: <folder>-check)")
     parser.add_argument("--json", type=Path, help="write the findings to this file")
     parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
-    parser.add_argument(
-        "--false-alarms", metavar="RATE", help="the images must suffice for this promise: 1/1000, 0.001 or 0.1%%"
-    )
+    _budget(parser, "the images must suffice for this promise: 1/1000, 0.001 or 0.1%%", "0.9")
     parser.add_argument("--recipe", default="default", help="default, compact, paper or demo")
     parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
@@ -167,17 +165,20 @@ def _synthesize(parser: argparse.ArgumentParser) -> None:
     _settings(parser)
 
 
-def _budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--false-alarms",
-        metavar="RATE",
-        help="how often a good image may be called defective: 1/1000, 0.001 or 0.1%% "
-        "(default: the detector's, 0.01 at the fit)",
-    )
+_RATE = (
+    "how often a good image may be called defective: 1/1000, 0.001 or 0.1%% (default: the detector's, 0.01 at the fit)"
+)
+
+
+def _budget(
+    parser: argparse.ArgumentParser, rate: str = _RATE, confidence: str = "the detector's, 0.9 at the fit"
+) -> None:
+    """Both options of a budget: the first one's help, and the default of the second."""
+    parser.add_argument("--false-alarms", metavar="RATE", help=rate)
     parser.add_argument(
         "--confidence",
         metavar="SHARE",
-        help="how surely that holds: 0.9 or 90%%, or 'average' (default: the detector's, 0.9 at the fit)",
+        help=f"how surely that holds: 0.9 or 90%%, or 'average' (default: {confidence})",
     )
 
 

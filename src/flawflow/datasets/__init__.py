@@ -3,6 +3,7 @@
 One short file a layout; nothing is decoded here. Errors show the expected tree and the one found.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flawflow.datasets import btad, dagm, folder, magnetic_tile, mvtec_ad
@@ -10,9 +11,9 @@ from flawflow.datasets.layouts import layout_error, reading, subfolders
 from flawflow.datasets.shots import draw_shots
 from flawflow.errors import DatasetError, OptionError
 from flawflow.files import list_images
-from flawflow.types import Category
+from flawflow.types import Category, Sample
 
-__all__ = ["LAYOUTS", "draw_shots", "list_categories", "open_category", "open_folder"]
+__all__ = ["LAYOUTS", "draw_shots", "list_categories", "open_category", "open_folder", "to_learn"]
 
 LAYOUTS: tuple[str, ...] = ("mvtec_ad", "btad", "dagm", "magnetic_tile", "folder")
 
@@ -76,8 +77,23 @@ def open_folder(path: Path, seed: int) -> Category:
         return _open_folder(path, seed)
 
 
+def to_learn(path: Path, good: Sequence[Sample], seed: int) -> tuple[Sample, ...]:
+    """Those of a product's good images that `open_folder` gives to learn from, also where it refuses the rest.
+
+    Args:
+        path: the product's folder.
+        good: all good images but those that its layout keeps for tests.
+        seed: of the split, for datasets that have none of their own.
+    """
+    return magnetic_tile.to_learn(good, seed) if good and _is_magnetic_tile(path) else tuple(good)
+
+
+def _is_magnetic_tile(path: Path) -> bool:
+    return (path / "MT_Free").is_dir()
+
+
 def _open_folder(path: Path, seed: int) -> Category:
-    if (path / "MT_Free").is_dir():
+    if _is_magnetic_tile(path):
         return magnetic_tile.read(path, seed)
     if dagm.is_class(path):
         return dagm.read(path)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawflow.errors import DatasetError
+from flawflow.errors import DatasetError, PairingError
 from flawflow.types import Sample
 
 _ENTRIES = 12
@@ -109,12 +109,12 @@ def pair_masks(images: Sequence[Path], masks: Sequence[Path], *, defect: str, en
     """Defective samples with their masks: the mask's name is the image's, with or without ``ending``.
 
     Raises:
-        DatasetError: names the images without a mask and the masks without an image.
+        PairingError: names the images without a mask and the masks without an image.
     """
     by_stem = masks_by_stem(images, masks, ending)
     bare = [path for path in images if path.stem not in by_stem]
     if bare:
-        raise DatasetError(f"defective images without a mask: {_name(bare)}; bring the masks, or move them out")
+        raise PairingError(f"defective images without a mask: {_name(bare)}; bring the masks, or move them out")
     return tuple(Sample(path, defect, by_stem[path.stem]) for path in images)
 
 
@@ -122,13 +122,13 @@ def masks_by_stem(images: Sequence[Path], masks: Sequence[Path], ending: str) ->
     """Masks under the stem of the image they belong to.
 
     Raises:
-        DatasetError: names the masks that belong to no image.
+        PairingError: names the masks that belong to no image.
     """
     by_stem = {path.stem.removesuffix(ending): path for path in masks}
     stems = {path.stem for path in images}
     orphans = [path for stem, path in by_stem.items() if stem not in stems]
     if orphans:
-        raise DatasetError(f"masks without an image: {_name(orphans)}; bring the images, or move them out")
+        raise PairingError(f"masks without an image: {_name(orphans)}; bring the images, or move them out")
     return by_stem
 
 

@@ -5,6 +5,7 @@ are for training; the rest and all defective tiles are for testing. Free tiles h
 they are not used. A few masks of uneven tiles are empty as well: the folder decides, never the mask.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flawflow.datasets.layouts import Layout, check_known, layout_error, pair_masks, sorted_samples
@@ -47,17 +48,22 @@ def open_category(root: Path, name: str, seed: int) -> Category:
 
 
 def read(root: Path, seed: int) -> Category:
-    """round(0.8 · n) of the n free tiles to learn from, all else to test on."""
+    """Of the free tiles those that `to_learn` draws, all else to test on."""
     list_categories(root)
     free = tuple(Sample(path) for path in _tiles(root, "MT_Free", ".jpg"))
     if len(free) < 2:
         raise layout_error(LAYOUT, root, f"MT_Free/Imgs holds {len(free)} .jpg images, too few to split")
-    train = draw_shots(free, round(TRAIN_SHARE * len(free)), seed)
+    train = to_learn(free, seed)
     test = list(set(free) - set(train))
     for defect in DEFECTS:
         images, masks = (_tiles(root, _folder_name(defect), suffix) for suffix in (".jpg", ".png"))
         test += pair_masks(images, masks, defect=defect)
     return Category(NAME, "magnetic_tile", train, sorted_samples(test))
+
+
+def to_learn(free: Sequence[Sample], seed: int) -> tuple[Sample, ...]:
+    """round(0.8 · n) of the n free tiles, drawn with the seed; n ≥ 1."""
+    return draw_shots(free, round(TRAIN_SHARE * len(free)), seed)
 
 
 def _folder_name(defect: str) -> str:

@@ -24,7 +24,6 @@ def kind_findings(known: Known) -> list[Finding]:
     depths = _minority(known, lambda kind: f"{kind.bits} bit")
     colours = _minority(known, lambda kind: kind.colours)
     shapes = _minority(known, lambda kind: f"{_proportion(kind):.2f} times as wide as high")
-    sizes = _minority(known, lambda kind: f"{kind.width} × {kind.height} pixels")
     renamed = [
         Case(f"called {path.suffix} but holds {kind.format}", (path,))
         for path, kind in known
@@ -43,19 +42,25 @@ def kind_findings(known: Known) -> list[Finding]:
             f"Not {colours[0]} like most images: a network sees the difference, and transparency is laid over black.",
             colours[1],
         ),
-        *_size_finding(shapes, sizes, len(known)),
+        *_shape_finding(shapes, len(known)),
+        *_size_finding(known, shapes[1]),
         *finding("note", "misnamed files", "Files of another format than their names say: read by content.", renamed),
     ]
 
 
-def _size_finding(shapes: tuple[str, list[Case]], sizes: tuple[str, list[Case]], count: int) -> list[Finding]:
-    if shapes[1]:
-        usual = f"Not {shapes[0]} like most images" if 2 * len(shapes[1]) < count else "Images of many proportions"
-        sentence = f"{usual}: all are resized to one square, so the same part is squeezed differently; crop them alike."
-        return finding("look", "mixed proportions", sentence, shapes[1])
-    usual = f"Not {sizes[0]} like most images" if 2 * len(sizes[1]) < count else "Images of many sizes"
-    sentence = f"{usual}, and so of another sharpness once resized."
-    return finding("look", "mixed sizes", sentence, sizes[1])
+def _shape_finding(shapes: tuple[str, list[Case]], count: int) -> list[Finding]:
+    usual = f"Not {shapes[0]} like most images" if 2 * len(shapes[1]) < count else "Images of many proportions"
+    sentence = f"{usual}: all are resized to one square, so the same part is squeezed differently; crop them alike."
+    return finding("look", "mixed proportions", sentence, shapes[1])
+
+
+def _size_finding(known: Known, named: Sequence[Case]) -> list[Finding]:
+    """Mixed sizes among the images that are not named for their proportions."""
+    told = {file for case in named for file in case.files}
+    alike = [(path, kind) for path, kind in known if path not in told]
+    usual_size, cases = _minority(alike, lambda kind: f"{kind.width} × {kind.height} pixels")
+    usual = f"Not {usual_size} like most images" if 2 * len(cases) < len(alike) else "Images of many sizes"
+    return finding("look", "mixed sizes", f"{usual}, and so of another sharpness once resized.", cases)
 
 
 def _minority(known: Known, name: Callable[[ImageKind], str]) -> tuple[str, list[Case]]:

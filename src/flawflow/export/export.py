@@ -11,7 +11,8 @@ import torch
 from flawflow._version import __version__
 from flawflow.detector import Detector
 from flawflow.errors import OptionError
-from flawflow.export.certificate import compare, environment, require_no_drift, sample_images
+from flawflow.export.certificate import compare, environment, require_no_drift
+from flawflow.export.samples import sample_images
 from flawflow.exported import EXPORT_VERSION, ExportedDetector, slack
 from flawflow.files import atomic_path, digest, write_json
 
@@ -33,7 +34,7 @@ def export_detector(
         say: gets a line about each step.
 
     Raises:
-        FlawflowError: the export answers otherwise than the detector; nothing is left under its name.
+        FlawflowError: the export answers otherwise than the detector; nothing is written under its name, and what was there stays.
         OptionError: a package is missing, the name does not fit the format, or the network cannot be written.
         InputError: the samples cannot be read.
         OutputError: the files cannot be written.
@@ -41,7 +42,7 @@ def export_detector(
     check_request(output, kind)
     if detector.recipe.tiling.side:
         raise OptionError("a detector fitted on tiles cannot be exported: inspect with its .flaw file")
-    words, images = sample_images(samples, detector.recipe.size)
+    words, images = sample_images(samples, detector)
     about = metadata(detector, source)
     with atomic_path(output) as temporary:
         beside = [temporary.with_suffix(".bin")] if kind == "openvino" else []

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from flawflow.calibration import promise
 from flawflow.cli.common import check_detector_output, chosen_budget, say
+from flawflow.cli.defects import known_defects
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, OptionError
 from flawflow.features import LEARNED_IMAGES
-from flawflow.files import list_images
 from flawflow.recalibration import misses, recalibrate, with_budget, with_defects
 
 
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_detector_output("-o", output, [arguments.weights])
     detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     budget = chosen_budget(arguments, detector.calibration.budget)
-    defects = None if arguments.defects is None else _defects(arguments.defects)
+    defects = None if arguments.defects is None else known_defects(arguments.defects)
     detector = with_budget(detector, budget)
     if arguments.folder is not None:
         detector = _with_good(detector, arguments)
@@ -56,10 +56,3 @@ def _with_good(detector: Detector, arguments: argparse.Namespace) -> Detector:
     out = "".join(f", left out {count} {why}" for count, why in left if count)
     print(f"added {done.added} good images{out}")
     return done.detector
-
-
-def _defects(folder: Path) -> tuple[Path, ...]:
-    files = list_images(folder, recursive=True)
-    if not files:
-        raise DatasetError(f"{folder} holds no images: expected images of parts with known defects")
-    return files

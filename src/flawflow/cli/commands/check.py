@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from flawflow.backbones import Backbone, build_backbone
-from flawflow.calibration import Budget, parse_rate
+from flawflow.calibration import Budget
 from flawflow.checkup import Checkup, check_files, open_checkup
-from flawflow.cli.common import check_outputs, chosen_recipe, say, store_options
+from flawflow.cli.common import check_outputs, chosen_budget, chosen_recipe, say, store_options
 from flawflow.detector import resolve_device
 from flawflow.doctor import Finding, rank
 from flawflow.errors import ImageError, OptionError, WeightsError
@@ -24,7 +24,7 @@ _LINES = 5
 def run(arguments: argparse.Namespace) -> int:
     """Folder → ranked findings; 1 when something must be fixed."""
     recipe = chosen_recipe(arguments)
-    budget = None if arguments.false_alarms is None else Budget(parse_rate(arguments.false_alarms))
+    budget = chosen_budget(arguments, Budget())
     if recipe.tiling.side:
         raise OptionError("tiling was set, but a check looks at whole images: leave --set tiling.… out")
     folder: Path = arguments.folder
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     resolve_device(arguments.device)
     writable_folder(output)
     check_outputs({"--json": arguments.json, "-o": output / "index.html"}, [arguments.weights])
-    check_files(checkup, holdout=recipe.holdout, budget=budget, say=say)
+    check_files(checkup, holdout=recipe.holdout, budget=budget, needed=arguments.false_alarms is not None, say=say)
     hidden = None if backbone is None else _hidden(checkup, recipe, backbone, arguments)
     if hidden is not None:
         checkup.findings += hidden.findings

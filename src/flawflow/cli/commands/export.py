@@ -1,7 +1,9 @@
 """`flawflow export`."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flawflow.cli.common import check_outputs, say
 from flawflow.detector import Detector
@@ -19,12 +21,26 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.samples is None:
         say("comparing with drawn images; --samples FOLDER compares with your own")
     found = export_detector(detector, arguments.detector, output, arguments.format, arguments.samples, say)
+    print(compared(found))
     times = found["milliseconds"]
-    print(
-        f"{len(found['images'])} images: scores differ by {found['score_difference_of_spread']:.1e} of their spread at "
-        f"most ({found['score_limit_of_spread']:g} is allowed), {found['verdicts_changed']} verdicts changed, maps by "
-        f"{found['map_difference_max']:.2g}"
-    )
     print(f"{times['detector']:.0f} ms an image before, {times['export']:.0f} ms now ({found['threads']} threads)")
     print(f"wrote {output} and {certificate_path(output).name}; try: flawflow inspect {output} IMAGES -o overlays")
     return 0
+
+
+def compared(found: Mapping[str, Any]) -> str:
+    """What a certificate says of the differences, for people."""
+    allowed = f"({found['score_limit']:g} is allowed)"
+    near, far = found["score_difference_of_spread"], found["far_samples"]
+    parts = [f"scores differ by {near:.1e} of their spread at most {allowed}"] if near is not None else []
+    if far:
+        share = found["far_score_difference_of_own_distance"]
+        parts.append(f"{far} scores by {share:.1e} of own distance at most {allowed}")
+    parts.append(f"{found['verdicts_changed']} verdicts changed at {found['thresholds']} thresholds")
+    parts.append(f"maps by {found['map_difference_max']:.2g}")
+    line = f"{len(found['images'])} images: {', '.join(parts)}"
+    if not far:
+        return line
+    return (
+        f"{line}\n{far} drawn images score far from the product's: use --samples FOLDER to compare with its own images"
+    )
