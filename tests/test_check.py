@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from commands import DOCS, Captured, shape
 from flawflow.calibration import Budget
 from flawflow.checkup import check_files, open_checkup
 from flawflow.cli import main
@@ -18,7 +19,6 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.images import write_image
 from test_datasets import draw, make_btad, make_dagm, make_mvtec, make_tiles
 
-Captured = pytest.CaptureFixture[str]
 SMALL = ["--recipe", "demo", "--no-store", "--device", "cpu", "--set", "size=128"]
 
 
@@ -67,6 +67,22 @@ def test_the_page_carries_its_pictures_and_reaches_for_nothing(product: Path, tm
     page = (tmp_path / "page/index.html").read_text()
     assert "copies among the good images" in page and "data:image/png;base64," in page
     assert "://" not in page and "<script" not in page and len(page) < 15e6
+
+
+def test_the_example_in_the_page_is_what_is_printed(
+    clean: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    product = Path(shutil.copytree(clean, tmp_path / "bottle"))
+    contradict(product)
+    image = cv2.imread(str(product / "train/good/006.png"))
+    cv2.imwrite(str(product / "train/good/007.png"), np.minimum(image.astype(int) + 8, 255).astype(np.uint8))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["check", "bottle", "--quick", "-o", "bottle-check"]) == 1
+    printed = capsys.readouterr().out.replace(f"test/{first_defect(product).name}", "test/contamination")
+    page = (DOCS / "check.md").read_text()
+    block = page.split("    $ flawflow check bottle --quick -o bottle-check\n")[1].split("    $ echo")[0]
+    assert [shape(line) for line in block.splitlines()] == [shape(line) for line in printed.splitlines()]
 
 
 def truncate(product: Path) -> str:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from commands import SMALLEST, Captured, refused
+from commands import DOCS, SMALLEST, Captured, refused, shapes
 from flawflow.calibration import Budget, share_interval
 from flawflow.cli import main
 from flawflow.cli.defects import known_defects
@@ -200,6 +200,7 @@ def test_calibrate_writes_what_inspection_then_uses(
     out = told(capsys, *given, "--false-alarms", "10%", "--confidence", "average")
     assert copied.read_bytes() == before
     assert "added 9 good images\n" in out and "misses: " in out and "of 2 known defects" in out
+    assert shapes(out, "misses: ") == shapes((DOCS / "decisions.md").read_text(), "misses: ")
     assert f"promise: at most 10 % false alarms, on average, from {9 + 2} held-out good images\n" in out
     loaded = Detector.load(new, device="cpu")
     assert loaded.calibration.budget == Budget(0.1, None)
@@ -222,6 +223,7 @@ def test_calibrate_leaves_out_what_was_learned_and_says_so(copied: Path, stone: 
     out = told(capsys, "calibrate", copied, both)
     left = "left out 10 that the detector learned from or chose its epoch on, left out 2 that count already"
     assert f"added 3 good images, {left}\n" in out
+    assert shapes(out, "added ") == shapes((DOCS / "decisions.md").read_text(), "added ")
 
 
 @pytest.mark.parametrize("fault", ["broken", "absent", "no image", "known", "defects absent", "no defects", "rate"])
@@ -333,6 +335,9 @@ def test_inspection_takes_another_budget_and_says_what_it_promises(
             budget.confidence,
         )
         assert f"promise: {result['decision']['promise']}\n" in text
+        page = shapes((DOCS / "decisions.md").read_text())
+        assert "score p-value verdict image" in page & shapes(text)
+        assert {line for line in shapes(text) if line.startswith("N N ")} <= page
         assert result["decision"]["kept"] == decision.kept == ("more (flawflow calibrate" not in text)
         for row, entry in zip(rows, result["images"], strict=True):
             expected = "defect" if entry["score"] > decision.threshold else "good"
@@ -373,6 +378,7 @@ def test_evaluation_counts_what_the_budget_does_to_the_test_images(
     assert (row["false_alarms"], row["confidence"], row["promised_rate"]) == (0.6, 0.5, 0.6)
     assert 0 <= row["outline_false_alarm_rate"] <= 1 and row["known_test_images"] == 0
     assert "promise: at most 60 % false alarms, with 50 % confidence" in text and "on these test images: " in text
+    assert shapes(text, "on these") == shapes((DOCS / "decisions.md").read_text(), "on these")
 
 
 def test_without_calibration_images_nothing_is_called_defective(detector: Detector, stone: Path) -> None:

@@ -34,7 +34,7 @@ def export_detector(
         say: gets a line about each step.
 
     Raises:
-        FlawflowError: the export answers otherwise than the detector; nothing is written under its name, and what was there stays.
+        FlawflowError: the export answers otherwise than the detector; what was there under its name stays.
         OptionError: a package is missing, the name does not fit the format, or the network cannot be written.
         InputError: the samples cannot be read.
         OutputError: the files cannot be written.

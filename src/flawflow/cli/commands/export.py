@@ -22,14 +22,12 @@ def run(arguments: argparse.Namespace) -> int:
         say("comparing with drawn images; --samples FOLDER compares with your own")
     found = export_detector(detector, arguments.detector, output, arguments.format, arguments.samples, say)
     print(compared(found))
-    times = found["milliseconds"]
-    print(f"{times['detector']:.0f} ms an image before, {times['export']:.0f} ms now ({found['threads']} threads)")
     print(f"wrote {output} and {certificate_path(output).name}; try: flawflow inspect {output} IMAGES -o overlays")
     return 0
 
 
 def compared(found: Mapping[str, Any]) -> str:
-    """What a certificate says of the differences, for people."""
+    """What a certificate says of differences and times, for people."""
     allowed = f"({found['score_limit']:g} is allowed)"
     near, far = found["score_difference_of_spread"], found["far_samples"]
     parts = [f"scores differ by {near:.1e} of their spread at most {allowed}"] if near is not None else []
@@ -38,9 +36,11 @@ def compared(found: Mapping[str, Any]) -> str:
         parts.append(f"{far} scores by {share:.1e} of own distance at most {allowed}")
     parts.append(f"{found['verdicts_changed']} verdicts changed at {found['thresholds']} thresholds")
     parts.append(f"maps by {found['map_difference_max']:.2g}")
-    line = f"{len(found['images'])} images: {', '.join(parts)}"
-    if not far:
-        return line
-    return (
-        f"{line}\n{far} drawn images score far from the product's: use --samples FOLDER to compare with its own images"
-    )
+    times = found["milliseconds"]
+    lines = [
+        f"{len(found['images'])} images: {', '.join(parts)}",
+        f"{times['detector']:.0f} ms an image before, {times['export']:.0f} ms now ({found['threads']} threads)",
+    ]
+    if far:
+        lines.append(f"{far} drawn images score unlike the product: --samples FOLDER compares with its own images")
+    return "\n".join(lines)
