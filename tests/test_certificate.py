@@ -68,11 +68,13 @@ def test_a_score_equal_to_a_calibration_score_keeps_its_verdicts(detector: Detec
         assert found["verdicts_changed"] == 0
 
 
-def test_the_mild_pattern_scores_more_like_the_product_than_noise(detector: Detector) -> None:
+def test_no_plain_image_scores_more_like_the_product_than_the_mild_pattern(detector: Detector) -> None:
     shares = away(detector, sample_images(None, detector)[1])
+    plain = {str(grey): np.full((64, 64, 3), grey, np.uint8) for grey in (16, 64, 128, 192, 240)}
+    assert shares["mild 64×64"] <= min(away(detector, plain).values())
+    # In other shapes it remains the pattern that it is.
     mild = [share for name, share in shares.items() if name.startswith("mild")]
-    noisy = [share for name, share in shares.items() if name.startswith("noisy")]
-    assert len(mild) == len(noisy) == 5 and max(mild) < min(noisy)
+    assert len(mild) == 5 and max(mild) == pytest.approx(min(mild), rel=0.2)
 
 
 def test_drawn_images_near_the_product_are_held_to_the_promised_limit(detector: Detector) -> None:

@@ -279,12 +279,12 @@ def test_what_is_no_defect_is_not_counted_as_one(
     assert copied.read_bytes() == before
 
 
-@pytest.mark.parametrize("part", ["ground_truth", "ground_truth/crack", "test", "test/good"])
+@pytest.mark.parametrize("below", ["ground_truth", "ground_truth/crack", "test", "test/good"])
 def test_masks_and_good_images_of_a_product_are_no_defects(
-    part: str, copied: Path, stone: Path, capsys: Captured
+    below: str, copied: Path, stone: Path, capsys: Captured
 ) -> None:
-    message = refused(capsys, "calibrate", copied, "--defects", stone / part)
-    assert ("is a mask" if "truth" in part else "lies among good images") in message
+    message = refused(capsys, "calibrate", copied, "--defects", stone / below)
+    assert ("is a mask" if "truth" in below else "lies among good images") in message
 
 
 def test_a_product_gives_its_defective_test_images_and_nothing_else(stone: Path, tmp_path: Path) -> None:
