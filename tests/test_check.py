@@ -273,8 +273,11 @@ def test_a_confidence_changes_what_is_noted_and_what_must_be_kept(clean: Path, t
         found = check(clean, tmp_path, "--quick", *options, code=code)
         return "".join(o["sentence"] for o in found["findings"] if o["kind"] == "too few images for the promise")
 
-    assert "with 90% confidence" in told(code=0) and "with 50% confidence" in told("--confidence", "50%", code=0)
+    assert "with 90 % confidence" in told(code=0) and "with 50 % confidence" in told("--confidence", "50%", code=0)
     assert "on average" in told("--confidence", "average", code=0)
+    # Rounded so that neither promises too much: 1 - sqrt(0.001) is 96.84 %, and less than certain is not 100 %.
+    assert "96.9 % with 99.9 % confidence" in told("--confidence", "0.999", code=0)
+    assert "99.9999 % confidence" in told("--confidence", "0.999999999", code=0)
     # Two are held out, which suffice on average only.
     assert told("--false-alarms", "0.34", "--confidence", "average", code=0) == ""
     assert "needs 6 held out" in told("--false-alarms", "0.34", code=1)

@@ -14,11 +14,10 @@ import pytest
 from commands import DOCS, SMALLEST, Captured, refused, shapes
 from flawflow.calibration import Budget, share_interval
 from flawflow.cli import main
-from flawflow.cli.defects import known_defects
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
-from flawflow.errors import DatasetError, ImageError, InputError
+from flawflow.errors import ImageError, InputError
 from flawflow.evaluation import at_budget, evaluate, known_images
 from flawflow.recalibration import misses, recalibrate, with_budget, with_defects
 from flawflow.types import Sample
@@ -226,7 +225,9 @@ def test_calibrate_leaves_out_what_was_learned_and_says_so(copied: Path, stone: 
     assert shapes(out, "added ") == shapes((DOCS / "decisions.md").read_text(), "added ")
 
 
-@pytest.mark.parametrize("fault", ["broken", "absent", "no image", "known", "defects absent", "no defects", "rate"])
+@pytest.mark.parametrize(
+    "fault", ["broken", "absent", "no image", "known", "defects absent", "masks", "no defects", "rate"]
+)
 def test_a_calibration_that_fails_leaves_the_file(
     fault: str, copied: Path, stone: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -240,6 +241,7 @@ def test_a_calibration_that_fails_leaves_the_file(
         "no image": ([tmp_path / "empty"], "empty"),
         "known": ([stone / "train/good"], "has never seen"),
         "defects absent": ([tmp_path / "good", "--defects", tmp_path / "nowhere"], "nowhere"),
+        "masks": ([tmp_path / "good", "--defects", stone / "ground_truth"], "is a mask"),
         "no defects": ([tmp_path / "good", "--defects", tmp_path / "empty"], "known defects"),
         "rate": ([tmp_path / "good", "--false-alarms", "2"], "1/1000"),
     }[fault]
@@ -247,59 +249,6 @@ def test_a_calibration_that_fails_leaves_the_file(
     assert hint in refused(capsys, "calibrate", copied, *given)
     assert copied.read_bytes() == before
     assert "folder of good images" in refused(capsys, "calibrate", copied, "--replace")
-
-
-def as_defects(folder: Path, image: Path, name: str) -> Path:
-    """A folder of one known defect and a file of another name beside it."""
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(image, folder / "defect.png")
-    shutil.copy(image, folder / name)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("ground_truth/hole/000.png", "is a mask by its place or name"),
-        ("Test/Label/000.png", "is a mask by its place or name"),
-        ("000_mask.png", "is a mask by its place or name"),
-        ("0576_label.PNG", "is a mask by its place or name"),
-        ("good/000.png", "lies among good images"),
-        ("outline.png", "is a mask by its pixels"),
-    ],
-)
-def test_what_is_no_defect_is_not_counted_as_one(
-    name: str, why: str, copied: Path, stone: Path, tmp_path: Path, capsys: Captured
-) -> None:
-    folder, before = as_defects(tmp_path / "known", defects(stone)[0], name), copied.read_bytes()
-    if name == "outline.png":
-        shutil.copy(min((stone / "ground_truth/crack").iterdir()), folder / name)
-    message = refused(capsys, "calibrate", copied, "--defects", folder)
-    assert str(folder / name) in message and why in message
-    assert copied.read_bytes() == before
-
-
-@pytest.mark.parametrize("below", ["ground_truth", "ground_truth/crack", "test", "test/good"])
-def test_masks_and_good_images_of_a_product_are_no_defects(
-    below: str, copied: Path, stone: Path, capsys: Captured
-) -> None:
-    message = refused(capsys, "calibrate", copied, "--defects", stone / below)
-    assert ("is a mask" if "truth" in below else "lies among good images") in message
-
-
-def test_a_product_gives_its_defective_test_images_and_nothing_else(stone: Path, tmp_path: Path) -> None:
-    product = Path(shutil.copytree(stone, tmp_path / "stone"))
-    expected = sorted(file for file in (product / "test").rglob("*.png") if file.parent.name != "good")
-    assert sorted(known_defects(product)) == expected
-    # Their masks are not needed to count them.
-    shutil.rmtree(product / "ground_truth/crack")
-    assert sorted(known_defects(product)) == expected
-    shutil.copytree(product / "test/crack", tmp_path / "plain/kind")
-    assert [file.name for file in known_defects(tmp_path / "plain")] == [file.name for file in defects(product)]
-    for file in expected:
-        file.unlink()
-    with pytest.raises(DatasetError, match="are all good"):
-        known_defects(product)
 
 
 def test_an_unwritable_output_is_told_before_the_work(copied: Path, stone: Path, capsys: Captured) -> None:

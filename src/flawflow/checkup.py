@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flawflow.calibration import Budget, normals_needed, smallest_rate
+from flawflow.calibration import Budget, confidence_percent, normals_needed, rate_percent, smallest_rate
 from flawflow.datasets import open_folder, to_learn
 from flawflow.doctor import (
     SENTENCES,
@@ -232,12 +232,12 @@ def _count_findings(checkup: Checkup, holdout: float, budget: Budget, needed: bo
     enough = normals_needed(budget)
     if held >= enough:
         return []
-    sure = "on average" if budget.confidence is None else f"with {budget.confidence:.0%} confidence"
+    sure = "on average" if budget.confidence is None else f"with {confidence_percent(budget.confidence)} confidence"
     total = round(_total(enough, holdout) * len(checkup.roles.train) / len(checkup.learned))
     text = (
         f"A fit would hold out {held} of {count} different good images, which promise a false-alarm rate of "
-        f"{smallest_rate(held, budget.confidence):.2g} {sure}; {budget.rate:g} needs {enough} held out: about "
-        f"{total} good images, or another rate."
+        f"{rate_percent(smallest_rate(held, budget.confidence), digits=3)} {sure}; {rate_percent(budget.rate)} needs "
+        f"{enough} held out: about {total} good images, or another rate."
     )
     return [Finding("must fix" if needed else "note", "too few images for the promise", text)]
 
