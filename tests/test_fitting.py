@@ -184,14 +184,19 @@ def test_a_fit_killed_again_and_again_ends_with_the_same_file(product: Path, tmp
     assert contents(tmp_path / "whole" / "part.flaw") == contents(tmp_path / "killed" / "part.flaw")
 
 
-def samples(count: int) -> tuple[Sample, ...]:
-    return tuple(Sample(Path(f"{number:03d}.png")) for number in range(count))
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Three hundred different files; a split reads their bytes and decodes nothing."""
+    folder = tmp_path_factory.mktemp("files")
+    for number in range(300):
+        (folder / f"{number:03d}.png").write_text(str(number))
+    return [Sample(path) for path in sorted(folder.iterdir())]
 
 
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(LEAST_IMAGES, 300), holdout=st.floats(0.01, 0.99), seed=st.integers(0, 99))
-def test_the_split_parts_the_images(count: int, holdout: float, seed: int) -> None:
-    category, recipe = Category("bolt", "folder", samples(count)), replace(RECIPE, holdout=holdout)
+def test_the_split_parts_the_images(files: list[Sample], count: int, holdout: float, seed: int) -> None:
+    category, recipe = Category("bolt", "folder", tuple(files[:count])), replace(RECIPE, holdout=holdout)
     learn, held = split(category, recipe, None, seed)
     assert sorted(learn + held, key=lambda s: s.path) == list(category.train)
     assert len(held) >= 2 and len(learn) >= 2 and len(held) <= len(learn)
@@ -203,13 +208,13 @@ def test_the_split_parts_the_images(count: int, holdout: float, seed: int) -> No
 
 @settings(max_examples=30, deadline=None)
 @given(shots=st.integers(LEAST_IMAGES, 40), seed=st.integers(0, 99))
-def test_shots_bound_all_good_images_in_use(shots: int, seed: int) -> None:
-    learn, held = split(Category("bolt", "folder", samples(40)), RECIPE, shots, seed)
+def test_shots_bound_all_good_images_in_use(files: list[Sample], shots: int, seed: int) -> None:
+    learn, held = split(Category("bolt", "folder", tuple(files[:40])), RECIPE, shots, seed)
     assert len(learn) + len(held) == shots and not set(learn) & set(held)
 
 
-def test_the_seed_draws_another_split() -> None:
-    category = Category("bolt", "folder", samples(40))
+def test_the_seed_draws_another_split(files: list[Sample]) -> None:
+    category = Category("bolt", "folder", tuple(files[:40]))
     assert len({split(category, RECIPE, None, seed)[1] for seed in range(5)}) == 5
 
 
