@@ -110,9 +110,7 @@ def fit(
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
-    copies = 0 if shots else len(category.train) - len(learn) - len(held)
-    if say and copies:
-        say(f"{copies} of {len(category.train)} good images are copies of others, byte for byte: each counts once")
+    _tell_copies(0 if shots else len(category.train) - len(learn) - len(held), category, say)
     backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
     sources = [open_source([s.path for s in part], recipe, seed, backbone.grid) for part in (learn, held)]
     check_tiles(sources, recipe)
@@ -166,6 +164,11 @@ def fit(
     if not recipe.tiling.side:  # drift is told from whole resized images
         detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
+
+
+def _tell_copies(copies: int, category: Category, say: Say | None) -> None:
+    if say and copies:
+        say(f"{copies} of {len(category.train)} good images are copies of others, byte for byte: each counts once")
 
 
 def _usable(recipe: Recipe | str, select_on_test: bool) -> Recipe:
