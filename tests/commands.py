@@ -8,7 +8,7 @@ import pytest
 from flawflow.cli import main
 
 Captured = pytest.CaptureFixture[str]
-_QUICK = ["--recipe", "demo", "--no-store", "--device", "cpu", "--set", "size=64", "--set", "scoring.shift=0"]
+_QUICK = ["--recipe", "filters", "--no-store", "--device", "cpu", "--set", "size=64", "--set", "scoring.shift=0"]
 SMALLEST = [*_QUICK, "--set", "training.epochs=1", "--set", "flow.blocks=1"]
 SMALL = [*_QUICK, "--set", "training.epochs=2", "--set", "flow.blocks=2"]
 

@@ -55,7 +55,7 @@ def test_a_fit_that_could_not_be_saved_does_not_begin(
     unused: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    unused("fit", "fit_detector")
+    unused("fit", "fit_best")
     file = tmp_path / "file.flaw"
     file.write_bytes(b"an older detector")
     output = {"folder": tmp_path, "below a file": file / "part.flaw", "read-only": file}[place]
@@ -152,7 +152,7 @@ def test_an_error_of_the_system_is_one_sentence(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
-    monkeypatch.setattr("flawflow.cli.commands.fit.fit_detector", full)
+    monkeypatch.setattr("flawflow.cli.commands.fit.fit_best", full)
     assert "No space left" in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALLEST)
 
 
@@ -162,7 +162,7 @@ def test_an_interruption_is_one_line(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flawflow.cli.commands.fit.fit_detector", interrupt)
+    monkeypatch.setattr("flawflow.cli.commands.fit.fit_best", interrupt)
     capsys.readouterr()
     assert main(["fit", str(stone), "-o", str(tmp_path / "x.flaw"), *SMALLEST]) == 130
     assert capsys.readouterr().err.count("\n") == 1

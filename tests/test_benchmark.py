@@ -16,7 +16,7 @@ from flawflow.errors import DatasetError, OptionError
 from flawflow.fitting import StoreOptions
 from flawflow.recipe import named_recipe
 
-RECIPE = named_recipe("demo").change(
+RECIPE = named_recipe("filters").change(
     {"size": "64", "training.epochs": "1", "flow.blocks": "1", "scoring.shift": "0", "versions": "1"}
 )
 NOT_KEPT = StoreOptions(keep=False)
@@ -30,7 +30,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(line: Path, **more: Any) -> tuple[dict[str, Any], list[str]]:
-    return run_benchmark("mvtec_ad", line, RECIPE, device="cpu", store=NOT_KEPT, **more)
+    return run_benchmark("mvtec_ad", line, [RECIPE], device="cpu", store=NOT_KEPT, **more)
 
 
 FRACTIONS = st.none() | st.floats(0, 1)
@@ -59,14 +59,14 @@ def test_every_fit_is_on_disk_before_the_next_begins(
     line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, seen = tmp_path / "b.json", []
-    real = benchmark.fit
+    real = benchmark.fit_best
 
     def watched(category: Any, *rest: Any, **more: Any) -> Any:
         before = json.loads(file.read_text())["categories"] if file.exists() else {}
         seen.append({name: len(row["runs"]) for name, row in before.items()})
         return real(category, *rest, **more)
 
-    monkeypatch.setattr(benchmark, "fit", watched)
+    monkeypatch.setattr(benchmark, "fit_best", watched)
     results, faults = run(line, seeds=2, json_path=file, report=tmp_path / "pages")
     assert faults == []
     assert seen == [{}, {"metal": 1}, {"metal": 1, "stone": 1}, {"metal": 2, "stone": 1}]
@@ -81,8 +81,8 @@ def test_a_category_without_test_images_is_told_before_its_fit(
     def fitted(*_: Any, **__: Any) -> None:
         raise AssertionError("fitted, although nothing can be measured")
 
-    monkeypatch.setattr(benchmark, "fit", fitted)
-    results, faults = run_benchmark("folder", line / "stone/train", RECIPE, device="cpu", store=NOT_KEPT)
+    monkeypatch.setattr(benchmark, "fit_best", fitted)
+    results, faults = run_benchmark("folder", line / "stone/train", [RECIPE], device="cpu", store=NOT_KEPT)
     assert results == {"categories": {}, "mean": {}}
     assert len(faults) == 1 and "no test images" in faults[0]
 
@@ -107,7 +107,7 @@ def test_unknown_names(line: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="absent"):
         run(line / "absent")
     with pytest.raises(OptionError, match="mvtec_ad"):
-        run_benchmark("imagenet", line, RECIPE)
+        run_benchmark("imagenet", line, [RECIPE])
 
 
 def test_the_generated_dataset_is_written_whole_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_the_generated_dataset_is_written_whole_and_named(tmp_path: Path, monkey
     removed = next((tmp_path / "metal/train/good").iterdir())
     removed.unlink()
     with pytest.raises(OptionError, match=", ".join(PRODUCTS)):
-        run_benchmark("demo", tmp_path, RECIPE, categories=["cork"])
+        run_benchmark("demo", tmp_path, [RECIPE], categories=["cork"])
     assert removed.exists()
-    results, faults = run_benchmark("demo", tmp_path, RECIPE, categories=["metal"], device="cpu", store=NOT_KEPT)
+    results, faults = run_benchmark("demo", tmp_path, [RECIPE], categories=["metal"], device="cpu", store=NOT_KEPT)
     assert set(results["categories"]) == {"metal"} and faults == []

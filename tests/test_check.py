@@ -19,7 +19,7 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.images import write_image
 from test_datasets import draw, make_btad, make_dagm, make_mvtec, make_tiles
 
-SMALL = ["--recipe", "demo", "--no-store", "--device", "cpu", "--set", "size=128"]
+SMALL = ["--recipe", "filters", "--no-store", "--device", "cpu", "--set", "size=128"]
 
 
 @pytest.fixture(scope="module")

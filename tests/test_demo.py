@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from flawflow import demo
+from flawflow.backbones import EMBEDDED
 from flawflow.cli import main
 from flawflow.detector import Detector
 from flawflow.errors import OutputError
-from flawflow.recipe import named_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +35,14 @@ def test_it_finds_the_defects_and_ends_with_a_page_to_open(
     html = page.read_text()
     assert "fabric" in html and not re.search(r'(src|href)="(?!data:)', html)
     detector = Detector.load(tmp_path / "fabric.flaw", device="cpu")
-    assert detector.provenance["seed"] == 7 and detector.recipe.backbone.name == "filters"
+    assert detector.provenance["seed"] == 7
+    tried = detector.provenance["tried"]
+    assert len(tried) == len(demo.recipes()) and sum(one["chosen"] for one in tried) == 1
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
-def test_its_recipe_needs_no_weights() -> None:
-    assert named_recipe(demo.RECIPE).backbone.name == "filters"
+def test_its_recipes_need_no_weights() -> None:
+    assert all(recipe.backbone.name in EMBEDDED for recipe in demo.recipes())
 
 
 def test_a_folder_that_cannot_be_written_is_told_first(tmp_path: Path) -> None:

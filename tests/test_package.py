@@ -20,6 +20,7 @@ PUBLIC = [
     "__version__",
     "evaluate",
     "fit",
+    "fit_best",
     "named_recipe",
     "read_image",
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flawflow._version import __version__
 
 if TYPE_CHECKING:
+    from flawflow.choosing import fit_best
     from flawflow.detector import Detector, Inspection
     from flawflow.errors import FlawflowError
     from flawflow.evaluation import Evaluation, evaluate
@@ -31,6 +32,7 @@ _HOMES = {
     "StoreOptions": "fitting",
     "evaluate": "evaluation",
     "fit": "fitting",
+    "fit_best": "choosing",
     "named_recipe": "recipe",
     "read_image": "images",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "fit_best",
     "named_recipe",
     "read_image",
 ]

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from flawflow.choosing import fit_best
 from flawflow.datasets import list_categories, open_category
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import DeviceName
 from flawflow.errors import DatasetError, FlawflowError, OptionError
 from flawflow.evaluation import evaluate, numbers, to_json
 from flawflow.files import write_json
-from flawflow.fitting import StoreOptions, fit
+from flawflow.fitting import StoreOptions
 from flawflow.pages import write_report
 from flawflow.recipe import Recipe
 from flawflow.types import Category
@@ -24,7 +25,7 @@ GENERATED = "demo"
 def run_benchmark(
     dataset: str,
     root: Path,
-    recipe: Recipe,
+    recipes: Sequence[Recipe],
     *,
     categories: Sequence[str] | None = None,
     seeds: int = 1,
@@ -42,7 +43,7 @@ def run_benchmark(
     Args:
         dataset: a layout's name, or ``demo`` for the generated product line, which is written below ``root``.
         root: the dataset's folder.
-        recipe: what to fit.
+        recipes: what to fit; of several, the best of each category.
         categories: names; None = all.
         seeds: seeds 0 … seeds − 1 for each category.
         weights, shots, device, store, select_on_test, say: as for `flawflow.fit`.
@@ -72,9 +73,9 @@ def run_benchmark(
             say(f"{name}, seed {seed}")
         try:
             category = _with_test(open_category(layout, root, name, seed))
-            detector = fit(
+            detector = fit_best(
                 category,
-                recipe,
+                recipes,
                 weights=weights,
                 shots=shots,
                 seed=seed,

@@ -228,11 +228,11 @@ def compact() -> Recipe:
     )
 
 
-def demo() -> Recipe:
-    """A small recipe for the generated product line: a fixed filter bank under a short flow."""
+def filters() -> Recipe:
+    """A small recipe for plain and regular textures: a fixed filter bank, which has learned nothing, under a flow."""
     return replace(
         default(),
-        name="demo",
+        name="filters",
         size=256,
         backbone=BackboneSpec(name="filters", taps=(0, 1, 2, 3), stride=8),
         flow=FlowConfig(
@@ -243,11 +243,24 @@ def demo() -> Recipe:
     )
 
 
-RECIPES = {"default": default, "compact": compact, "paper": paper, "demo": demo}
+RECIPES = {"default": default, "compact": compact, "paper": paper, "filters": filters}
+AUTO = "auto"
+
+
+def candidates(brought: bool = False) -> list[Recipe]:
+    """What `auto` chooses from, the best on most products first.
+
+    Args:
+        brought: a backbone or its weights are at hand, and `default` takes part.
+    """
+    embedded = [compact(), replace(compact(), size=256), filters()]
+    return [default(), *embedded] if brought else embedded
 
 
 def named_recipe(name: str) -> Recipe:
     """The recipe of that name. Raises OptionError for an unknown one."""
+    if name == AUTO:
+        raise OptionError(f"'{AUTO}' is no recipe but a choice among several: see `flawflow.fit_best`")
     if name not in RECIPES:
         raise OptionError(f"unknown recipe '{name}': expected one of {', '.join(RECIPES)}")
     return RECIPES[name]()

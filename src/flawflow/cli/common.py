@@ -104,12 +104,32 @@ def parse_tile(text: str) -> TilingConfig:
     return TilingConfig(int(found[1]), None if found[2] is None else int(found[2]))
 
 
-def chosen_recipe(arguments: argparse.Namespace) -> "Recipe":
+def chosen_recipes(arguments: argparse.Namespace) -> list["Recipe"]:
+    """The recipe of the options, or all that `auto` is to choose from."""
     # Here, so that commands without a recipe do not load PyTorch.
-    from flawflow.backbones import default_spec
-    from flawflow.recipe import named_recipe
+    from flawflow.recipe import AUTO, candidates
 
-    recipe = named_recipe(arguments.recipe)
+    if arguments.recipe != AUTO:
+        return [chosen_recipe(arguments)]
+    brought = bool(arguments.backbone or arguments.weights)
+    recipes = [_changed(one, arguments) for one in candidates(brought)]
+    return [one for number, one in enumerate(recipes) if one not in recipes[:number]]
+
+
+def chosen_recipe(arguments: argparse.Namespace) -> "Recipe":
+    from flawflow.recipe import AUTO, named_recipe
+
+    if arguments.recipe == AUTO:
+        raise OptionError(f"--recipe {AUTO} is for flawflow fit and benchmark: name a recipe here")
+    return _changed(named_recipe(arguments.recipe), arguments)
+
+
+def _changed(recipe: "Recipe", arguments: argparse.Namespace) -> "Recipe":
+    from flawflow.backbones import EMBEDDED, default_spec
+    from flawflow.recipe import AUTO
+
+    if arguments.recipe == AUTO and recipe.backbone.name in EMBEDDED:
+        arguments = argparse.Namespace(**vars(arguments) | {"backbone": None})
     changes = parse_changes(arguments.settings)
     if arguments.backbone and arguments.backbone != recipe.backbone.name:
         spec = asdict(default_spec(arguments.backbone))

@@ -40,7 +40,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the findings to this file")
     parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
     _budget(parser, "the images must suffice for this promise: 1/1000, 0.001 or 0.1%%", "0.9")
-    parser.add_argument("--recipe", default="default", help="default, compact, paper or demo")
+    parser.add_argument("--recipe", default="default", help="default, compact, paper or filters")
     parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
@@ -59,6 +59,7 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     _budget(parser)
     parser.add_argument("--report", type=Path, help="the page about the fit (default: the detector's name with .html)")
     parser.add_argument("--no-report", action="store_true", help="write no page")
+    parser.add_argument("--minutes", type=float, metavar="M", help="with --recipe auto: after M minutes begin no other")
     _common(parser)
 
 
@@ -224,7 +225,9 @@ def _storing(parser: argparse.ArgumentParser) -> None:
 
 
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    parser.add_argument("--recipe", default="default", help="default, compact, paper or demo")
+    parser.add_argument(
+        "--recipe", default="default", help="default, compact, paper, filters, or auto: the best of them"
+    )
     parser.add_argument("--backbone", help="'compact' (comes with the package), 'filters', or a timm model by name")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")

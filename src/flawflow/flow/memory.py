@@ -33,6 +33,7 @@ class Memory(nn.Module):
     places: Tensor
     threshold: Tensor
     centres: Tensor
+    norms: Tensor
 
     def __init__(self, channels: int, reach: int) -> None:
         super().__init__()
@@ -40,7 +41,9 @@ class Memory(nn.Module):
         self.register_buffer("latents", torch.zeros(0, channels, dtype=torch.float16))
         self.register_buffer("places", torch.zeros(0, 2, dtype=torch.int16))
         self.register_buffer("threshold", torch.zeros(()))
+        # What each comparison needs of the latents, in the precision that it computes in.
         self.register_buffer("centres", torch.zeros(0, channels), persistent=False)
+        self.register_buffer("norms", torch.zeros(0), persistent=False)
 
     def fit(self, latents: Tensor, places: Tensor, threshold: float) -> None:
         """Remember latents (K, C) at places (K, 2), which are the cells whose NLL is above ``threshold`` nats."""
@@ -48,26 +51,27 @@ class Memory(nn.Module):
         self.latents = latents[order].half()
         self.places = places[order].to(torch.int16)
         self.threshold = torch.tensor(threshold)
-        self.centres = self.latents.float()
+        self._prepare()
 
     def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
         """Latents (B, C, h, w), log|det J| and local NLL without its constant (B, h, w) → that NLL, lowered, nats."""
         lowered = nll.clone()
         rows, columns = self.places[:, 0].contiguous(), self.places[:, 1]
-        for row in range(nll.shape[1]):
-            image, column = (nll[:, row] > self.threshold).nonzero(as_tuple=True)
+        rare = nll > self.threshold
+        for row in rare.any(dim=2).any(dim=0).nonzero().flatten().tolist():
+            image, column = rare[:, row].nonzero(as_tuple=True)
             span = torch.tensor([row - self.reach, row + self.reach + 1], dtype=rows.dtype, device=rows.device)
             first, last = torch.searchsorted(rows, span).tolist()
             if first == last:
                 continue
-            near = self.centres[first:last]
-            norms = near.square().sum(dim=1)
+            near, norms = self.centres[first:last], self.norms[first:last]
             for start in range(0, len(image), _CHUNK):
                 i, c = image[start : start + _CHUNK], column[start : start + _CHUNK]
                 cells = z[i, :, row, c].float()
-                distance = torch.addmm(norms[None, :], cells, near.T, alpha=-2) + cells.square().sum(dim=1)[:, None]
                 away = (c[:, None] - columns[None, first:last]).abs() > self.reach
-                least = distance.masked_fill(away, torch.inf).amin(dim=1).clamp_min(0)
+                # ‖z − c‖² but for ‖z‖², which is the same for all.
+                beyond = torch.addmm(norms[None, :], cells, near.T, alpha=-2).masked_fill_(away, torch.inf)
+                least = (beyond.amin(dim=1) + cells.square().sum(dim=1)).clamp_min_(0)
                 lowered[i, row, c] = torch.minimum(nll[i, row, c], 0.5 * least - log_det[i, row, c])
         return lowered
 
@@ -78,4 +82,8 @@ class Memory(nn.Module):
             if found is not None and found.ndim == 2 and found.shape[1] == getattr(self, name).shape[1]:
                 setattr(self, name, torch.zeros_like(found))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.centres = self.latents.float()
+        self.norms = self.centres.square().sum(dim=1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flawflow.choosing import TRIED
 from flawflow.detector import Detector
 from flawflow.pages.facts import (
     ROOM,
@@ -38,6 +39,7 @@ def write_fit_page(path: Path, detector: Detector, twins: Sequence[Twin], file: 
     sections = [
         *selection_warning(detector),
         _learned(detector),
+        *_tried(detector),
         *training_section(detector),
         _promised(detector, pictures),
         *_shown(detector, pictures),
@@ -70,6 +72,29 @@ def _learned(detector: Detector) -> Section:
         ("backbone, input", f"{recipe.backbone.name}, {recipe.size} × {recipe.size} pixels"),
     ]
     return Section("What was learned", text, facts=facts, pairs=pairs)
+
+
+def _tried(detector: Detector) -> list[Section]:
+    """The recipes that this one was chosen from; none where it was named."""
+    tried = detector.provenance.get(TRIED, [])
+    if not tried:
+        return []
+    rows = [
+        (
+            one["recipe"],
+            *("–" if one[key] is None else f"{one[key]:.4f}" for key in ("image_auroc", "pixel_auroc")),
+            f"{one['seconds']:.0f} s",
+            "yes" if one["chosen"] else "",
+        )
+        for one in tried
+    ]
+    text = (
+        "Each was fitted to the same images and judged on the same held-out ones, good and with synthetic defects. A "
+        "later one was chosen only where its mean AUROC was higher by more than a standard error."
+    )
+    return [
+        Section("Recipes tried", text, columns=("recipe", "image AUROC", "pixel AUROC", "fit", "chosen"), rows=rows)
+    ]
 
 
 def _promised(detector: Detector, pictures: Sequence[Picture]) -> Section:

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from flawflow.benchmark import run_benchmark
-from flawflow.cli.common import check_outputs, chosen_recipe, say, store_options, table
+from flawflow.cli.common import check_outputs, chosen_recipes, say, store_options, table
 from flawflow.errors import OptionError
 from flawflow.files import writable_folder
 
@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
     results, faults = run_benchmark(
         arguments.dataset,
         arguments.root,
-        chosen_recipe(arguments),
+        chosen_recipes(arguments),
         categories=wanted,
         seeds=arguments.seeds,
         weights=arguments.weights,

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 
 from flawflow.calibration import Budget, promise
-from flawflow.cli.common import check_detector_output, check_outputs, chosen_budget, chosen_recipe, say, store_options
+from flawflow.choosing import checkpoints, fit_best
+from flawflow.cli.common import check_detector_output, check_outputs, chosen_budget, chosen_recipes, say, store_options
 from flawflow.datasets import open_folder
 from flawflow.errors import OptionError
 from flawflow.fitting import checked_seed
-from flawflow.fitting import fit as fit_detector
 from flawflow.pages import held_out_twins, write_fit_page
 
 
@@ -20,12 +20,15 @@ def run(arguments: argparse.Namespace) -> int:
     check_outputs({"-o": output, "--report": page}, [arguments.weights])
     budget = chosen_budget(arguments, Budget())
     checkpoint = output.with_name(output.name + ".checkpoint")
-    recipe = chosen_recipe(arguments)
+    recipes = chosen_recipes(arguments)
+    if arguments.minutes is not None and len(recipes) == 1:
+        raise OptionError("--minutes is for --recipe auto: leave it out, or choose among recipes")
     seed = checked_seed(arguments.seed)
     category = open_folder(arguments.folder, seed)
-    detector = fit_detector(
+    detector = fit_best(
         category,
-        recipe,
+        recipes,
+        minutes=arguments.minutes,
         weights=arguments.weights,
         shots=arguments.shots,
         seed=seed,
@@ -38,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     detector.save(output)
-    checkpoint.unlink(missing_ok=True)
+    for file in checkpoints(checkpoint, len(recipes)):
+        file.unlink(missing_ok=True)
     print(f"promise: {promise(detector.decision())}")
     print(f"wrote {output}; try: flawflow inspect {output} IMAGES -o overlays")
     if page is not None:
