@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     _benchmark(commands.add_parser("benchmark", help="fit and evaluate the categories of a dataset"))
     _synthesize(commands.add_parser("synthesize", help="look at the synthetic defects before you trust them"))
     _weights(commands.add_parser("weights", help="list, fetch and verify the backbones' weights"))
+    _reproduce(commands.add_parser("reproduce", help="run the paper's tables, its numbers beside ours"))
     _export(commands.add_parser("export", help="write a detector for ONNX Runtime or OpenVINO, with a certificate"))
     return parser
 
@@ -195,6 +196,20 @@ def _weights(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--sha256", help="what its sha256 should be (default: as FILE.sha256 says, if that exists)")
 
 
+def _reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help="table1 to table10, or all")
+    parser.add_argument("--root", type=Path, help="folder that holds mvtec_ad, btad and dagm, as far as they are here")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("reproduction"),
+        help="folder for tables and cells (default: reproduction)",
+    )
+    _fitting(parser, "paper", "paper (the default), default, compact or filters")
+    parser.set_defaults(tile=None)
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("detector", type=Path, help="a detector file that 'flawflow fit' wrote")
     parser.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="onnx (default) or openvino")
@@ -225,17 +240,20 @@ def _storing(parser: argparse.ArgumentParser) -> None:
 
 
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    parser.add_argument(
-        "--recipe", default="default", help="default, compact, paper, filters, or auto: the best of them"
-    )
+    parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
+    _tile(parser)
+    _fitting(parser, "default", "default, compact, paper, filters, or auto: the best of them", seed)
+
+
+def _fitting(parser: argparse.ArgumentParser, recipe: str, recipes: str, seed: bool = True) -> None:
+    """How detectors are fitted; ``recipes`` says which recipes there are."""
+    parser.add_argument("--recipe", default=recipe, help=recipes)
     parser.add_argument("--backbone", help="'compact' (comes with the package), 'filters', or a timm model by name")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
-    parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
     _device(parser)
     _settings(parser)
-    _tile(parser)
     parser.add_argument("--versions", type=int, help="synthetic versions of each image (= --set versions=N)")
     _storing(parser)
     parser.add_argument(

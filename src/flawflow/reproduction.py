@@ -1,0 +1,240 @@
+"""The paper's tables, run with its protocol, its numbers beside ours (Chiu & Lai 2023, tables 1 to 10)."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawflow._version import __version__
+from flawflow.complexity import complexity
+from flawflow.datasets import list_categories, open_category
+from flawflow.detector import DeviceName, resolve_device
+from flawflow.errors import DatasetError, FlawflowError
+from flawflow.evaluation import evaluate, numbers
+from flawflow.files import atomic_write, digest, writable_folder, write_json
+from flawflow.fitting import StoreOptions, fit
+from flawflow.recipe import Recipe
+from flawflow.store import make_key
+
+TABLES = tuple(f"table{number}" for number in range(1, 11))
+COST = "table8"
+TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+# What each row of the ablations changes in the recipe.
+VARIANTS: dict[str, dict[str, str]] = {
+    "unsupervised": {"training.objective": "unsupervised"},
+    "self-supervised": {"training.objective": "self_supervised"},
+    "convolution": {"flow.subnet": "convolution"},
+    "without residual": {"flow.subnet": "no_residual"},
+    "residual": {"flow.subnet": "residual"},
+}
+_NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC"}
+_TITLES = {"mvtec_ad": "MVTec AD", "btad": "BTAD", "dagm": "DAGM 2007"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all cells of a run share: see `reproduce`."""
+
+    root: Path
+    output: Path
+    recipe: Recipe
+    weights: Path | None = None
+    seed: int = 0
+    device: DeviceName = "auto"
+    store: StoreOptions | None = None
+    select_on_test: bool = False
+    say: Callable[[str], None] | None = None
+
+    def tell(self, line: str) -> None:
+        if self.say:
+            self.say(line)
+
+
+@cache
+def paper_tables() -> dict[str, Any]:
+    """The numbers that the paper prints, in percent, by table."""
+    found: dict[str, Any] = json.loads((files("flawflow") / "paper_tables.json").read_text(encoding="utf-8"))
+    return found
+
+
+def reproduce(tables: Iterable[str], setting: Setting) -> tuple[dict[str, str], list[str]]:
+    """Run the tables and write each as ``<table>.md``; cells that were run before with the same settings are read.
+
+    Args:
+        tables: some of ``TABLES``.
+        setting: the datasets lie in ``root`` under mvtec_ad, btad and dagm; cells and tables go to ``output``; the
+            recipe is changed by the ablations alone.
+
+    Returns:
+        The text of each table, and the sentences about cells that failed.
+
+    Raises:
+        OutputError: the output cannot be written.
+        OptionError: the recipe's backbone or flow cannot be built.
+    """
+    writable_folder(setting.output / "cells")
+    texts: dict[str, str] = {}
+    faults: list[str] = []
+    for name in dict.fromkeys(tables):
+        setting.tell(name)
+        table = paper_tables()[name]
+        lines = _cost_lines(table, setting) if name == COST else _table_lines(name, table, setting, faults)
+        texts[name] = "\n".join(lines) + "\n"
+        atomic_write(setting.output / f"{name}.md", texts[name].encode())
+    return texts, faults
+
+
+def _table_lines(name: str, table: Mapping[str, Any], setting: Setting, faults: list[str]) -> list[str]:
+    wanted = list(table["categories"]) if "categories" in table else _mvtec_categories()
+    present, absent = _present(table["dataset"], wanted, setting.root)
+    variants = {"ours": {}} if "categories" in table else {row: VARIANTS[row] for row in table["rows"]["image_auroc"]}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for category in present:
+        for variant, changes in variants.items():
+            try:
+                found[category, variant] = _cell(category, table, setting, setting.recipe.change(changes))
+            except FlawflowError as error:
+                faults.append(f"{name}, {category}, {variant}: {error}")
+    shots = f"{table['shots']} good images" if table["shots"] else "all good images"
+    title = f"{name.replace('table', 'Table ')}: {_TITLES[table['dataset']]}, {shots}, percent"
+    compare = _category_table if "categories" in table else _ablation_table
+    return ["## " + title, "", *compare(table, found), "", *_notes(table["dataset"], absent, setting)]
+
+
+def _mvtec_categories() -> list[str]:
+    return list(paper_tables()["table1"]["categories"])
+
+
+def _present(dataset: str, wanted: Sequence[str], root: Path) -> tuple[list[str], list[str]]:
+    """Those of a dataset's categories that are there, and those that are not."""
+    try:
+        known = list_categories(dataset, root / dataset)
+    except DatasetError:
+        known = ()
+    return [one for one in wanted if one in known], [one for one in wanted if one not in known]
+
+
+def _cell(category: str, table: Mapping[str, Any], setting: Setting, recipe: Recipe) -> dict[str, Any]:
+    """One fit and its evaluation, from the output folder where it has been run before."""
+    dataset, shots = table["dataset"], table["shots"]
+    key = make_key(
+        {
+            "recipe": recipe.to_dict(),
+            "flawflow": __version__,
+            "weights": digest(setting.weights) if setting.weights else None,
+            "seed": setting.seed,
+            "select_on_test": setting.select_on_test,
+        }
+    )
+    path = setting.output / "cells" / f"{dataset}-{category}-{shots or 'all'}-{key[:12]}.json"
+    if path.is_file():
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return row
+    setting.tell(f"{dataset} {category}, {shots or 'all'} images, {recipe.training.objective}, {recipe.flow.subnet}")
+    opened = open_category(dataset, setting.root / dataset, category, setting.seed)
+    detector = fit(
+        opened,
+        recipe,
+        weights=setting.weights,
+        shots=shots,
+        seed=setting.seed,
+        device=setting.device,
+        store=setting.store,
+        checkpoint=path.with_suffix(".checkpoint"),
+        select_on_test=setting.select_on_test,
+        say=setting.say,
+    )
+    row = numbers(detector, evaluate(detector, opened)) | {"recipe": recipe.to_dict()}
+    write_json(path, row)
+    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return row
+
+
+def _category_table(table: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    metric = table["metric"]
+    ours = {category: 100 * row[metric] for (category, _), row in found.items() if row[metric] is not None}
+    rows = [
+        [category, *map(_percent, published), _percent(ours.get(category))]
+        for category, published in table["categories"].items()
+    ]
+    if ours:
+        means = np.mean([table["categories"][category] for category in ours], axis=0)
+        label = f"mean of the {len(ours)} measured here"
+        rows.append([label, *map(_percent, means), _percent(float(np.mean(list(ours.values()))))])
+    rows += [
+        [f"average, {group}, as printed", *map(_percent, values), ""] for group, values in table["averages"].items()
+    ]
+    return _grid([_NAMES[metric], *table["methods"], "ours"], rows)
+
+
+def _ablation_table(table: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for metric, variants in table["rows"].items():
+        for variant, published in variants.items():
+            ours = {category: row[metric] for (category, one), row in found.items() if one == variant}
+            parts = [
+                [v for c, v in ours.items() if v is not None and (c in TEXTURES) == is_texture]
+                for is_texture in (True, False)
+            ]
+            means = [100 * float(np.mean(part)) if part else None for part in (*parts, [*parts[0], *parts[1]])]
+            rows.append([_NAMES[metric], variant, *map(_percent, published), *map(_percent, means)])
+    heads = [f"{group}, {who}" for who in ("paper", "ours") for group in table["groups"]]
+    return _grid(["", "", *heads], rows)
+
+
+def _cost_lines(table: Mapping[str, Any], setting: Setting) -> list[str]:
+    device = resolve_device(setting.device)
+    cost = complexity(setting.recipe, device)
+    write_json(setting.output / "cells" / f"{COST}.json", asdict(cost) | {"recipe": setting.recipe.to_dict()})
+    seconds = cost.backbone_seconds + cost.flow_seconds
+    ours = [setting.recipe.flow.blocks / 2, cost.flow_parameters / 1e6, 1 / seconds, seconds]
+    rows = [
+        [label, *(f"{value:g}" for value in published), f"{mine:.3g}"]
+        for (label, published), mine in zip(table["rows"].items(), ours, strict=True)
+    ]
+    nothing = [""] * len(table["methods"])
+    rows += [
+        ["extractor: parameters (millions)", *nothing, f"{cost.backbone_parameters / 1e6:.4g}"],
+        ["extractor: GFLOP, seconds", *nothing, f"{cost.backbone_gflops:.4g}, {cost.backbone_seconds:.3g}"],
+        ["flow: GFLOP, seconds", *nothing, f"{cost.flow_gflops:.4g}, {cost.flow_seconds:.3g}"],
+    ]
+    recipe = setting.recipe
+    return [
+        "## Table 8: what one image costs",
+        "",
+        *_grid(["", *table["methods"], "ours"], rows),
+        "",
+        f"Ours: {recipe.backbone.name} at {recipe.size} pixels, random weights, on this machine ({device.type}); a "
+        "multiplication and an addition are two operations. The paper's times are those of its own GPU.",
+    ]
+
+
+def _notes(dataset: str, absent: Sequence[str], setting: Setting) -> list[str]:
+    recipe = setting.recipe
+    chosen = (
+        "on TEST images, as in the paper" if setting.select_on_test else "on synthetic defects on held-out good images"
+    )
+    notes = [
+        f"Ours: recipe {recipe.name}, {recipe.backbone.name} at {recipe.size} pixels, at most "
+        f"{recipe.training.epochs} epochs, score {recipe.scoring.score}, seed {setting.seed}; the epoch was chosen "
+        f"{chosen}. The paper's own column (SSNF) and those of the other flows were chosen on test images.",
+    ]
+    if absent:
+        notes += [
+            "",
+            f"Absent, and in no mean of ours: {', '.join(absent)} (expected as {dataset}/NAME in the root folder).",
+        ]
+    return notes
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
