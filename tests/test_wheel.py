@@ -35,7 +35,8 @@ def test_every_module_is_in_it(names: list[str]) -> None:
     assert "flawflow/py.typed" in names
 
 
-def test_it_holds_code_licence_and_the_embedded_network_but_no_other_data(names: list[str]) -> None:
+def test_it_holds_code_licence_the_embedded_network_and_the_paper_s_numbers_but_no_other_data(names: list[str]) -> None:
     assert any(name.endswith("/LICENSE") for name in names)
     others = [n for n in names if not n.endswith((".py", "/py.typed")) and ".dist-info/" not in n]
-    assert sorted(others) == ["flawflow/backbones/compact.md", "flawflow/backbones/compact.safetensors"]
+    data = ("backbones/compact.md", "backbones/compact.safetensors", "paper_tables.json")
+    assert sorted(others) == [f"flawflow/{name}" for name in data]
