@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from flawflow.backbones import EMBEDDED
-from flawflow.choosing import chosen_epoch, describe
+from flawflow.choosing import Verdict, describe, judge
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.evaluation import evaluate
 from flawflow.files import atomic_write
-from flawflow.fitting import fit
+from flawflow.fitting import fit, split
 from flawflow.recipe import candidates
 from flawflow.training import kept_epoch
 
@@ -29,17 +29,19 @@ MEASURED = ("image_auroc", "pixel_auroc", "aupro")
 def measured(product: Path, weights: Path | None, shots: int | None, seed: int) -> list[dict[str, Any]]:
     """Validation and test numbers of every candidate, and which one is picked."""
     category = open_folder(product, seed)
-    rows, epochs = [], []
+    rows: list[dict[str, Any]] = []
+    verdicts: list[Verdict] = []
     for recipe in candidates(weights is not None):
         file = None if recipe.backbone.name in EMBEDDED else weights
         detector = fit(category, recipe, weights=file, shots=shots, seed=seed)
-        epochs.append(chosen_epoch(detector))
+        held = [sample.path for sample in split(category, recipe, shots, seed)[1]]
+        verdicts.append(judge(detector, held, seed))
         metrics = evaluate(detector, category).metrics
-        row = {"product": product.name, "recipe": describe(recipe), "validation": epochs[-1].quality}
+        row = {"product": product.name, "recipe": describe(recipe), "validation": verdicts[-1].quality}
         rows.append(row | {name: metrics[name] for name in MEASURED})
         print(f"  {rows[-1]}", flush=True)
-    kept = kept_epoch(epochs)
-    return [row | {"picked": epoch is kept} for row, epoch in zip(rows, epochs, strict=True)]
+    kept = kept_epoch(verdicts)
+    return [row | {"picked": verdict is kept} for row, verdict in zip(rows, verdicts, strict=True)]
 
 
 def main() -> None:

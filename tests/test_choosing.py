@@ -1,6 +1,7 @@
 """Laws of choosing a recipe: the rule is followed, and the detector is the one that its recipe alone gives."""
 
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 from flawflow import StoreOptions, choosing, fit, fit_best
 from flawflow.backbones import EMBEDDED, BackboneSpec
-from flawflow.choosing import TRIED, checkpoints
+from flawflow.choosing import TRIED, Verdict, checkpoints, judge
 from flawflow.cli import main
+from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.errors import OptionError
+from flawflow.fitting import split
 from flawflow.recipe import Recipe, candidates, named_recipe
-from flawflow.training import Epoch
-from flawflow.types import Category
+from flawflow.types import Category, Image
 
 SMALL = named_recipe("filters").change({"size": "64", "training.epochs": "1", "holdout": "0.3"})
 BLIND = replace(SMALL, name="blind", backbone=BackboneSpec("filters", (0,)))
@@ -48,21 +50,45 @@ auroc = st.integers(0, 40).map(lambda n: n / 40)
 
 @given(st.lists(st.tuples(auroc, auroc, st.sampled_from([0.0, 0.05])), min_size=2, max_size=5))
 def test_a_later_recipe_is_chosen_only_beyond_the_error(found: list[tuple[float, float, float]]) -> None:
-    epochs = [Epoch(0, 1.0, 0.0, 1e-3, image, pixel, error) for image, pixel, error in found]
+    verdicts = [Verdict(*one) for one in found]
     recipes = [replace(SMALL, name=str(number)) for number in range(len(found))]
 
     def pretended(_: Category, recipe: Recipe, **__: Any) -> Any:
-        return SimpleNamespace(recipe=recipe, provenance={"history": [asdict(epochs[int(recipe.name)])]})
+        return SimpleNamespace(recipe=recipe, provenance={})
+
+    def judged(detector: Any, *_: Any) -> Verdict:
+        return verdicts[int(detector.recipe.name)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "fit", pretended)
+        patch.setattr(choosing, "split", lambda *_: ((), ()))
+        patch.setattr(choosing, "judge", judged)
         best = fit_best(Category("made up", "folder", (), (), None), recipes)
     chosen = int(best.recipe.name)
     assert all(
-        epochs[later].quality <= epochs[chosen].quality + epochs[chosen].error for later in range(chosen, len(epochs))
+        verdicts[later].quality <= verdicts[chosen].quality + verdicts[chosen].error
+        for later in range(chosen, len(verdicts))
     )
-    assert all(epochs[chosen].quality > epochs[earlier].quality for earlier in range(chosen))
-    assert [one["chosen"] for one in best.provenance[TRIED]] == [n == chosen for n in range(len(epochs))]
+    assert all(verdicts[chosen].quality > verdicts[earlier].quality for earlier in range(chosen))
+    assert [one["chosen"] for one in best.provenance[TRIED]] == [n == chosen for n in range(len(verdicts))]
+
+
+def test_a_detector_that_sees_better_is_judged_better(product: Path) -> None:
+    """Blinded by noise that is added to its maps, the same detector is judged worse; judged twice, the same."""
+    detector = fit(product, SMALL, device="cpu", store=StoreOptions(keep=False))
+    held = [sample.path for sample in split(open_folder(product, 0), SMALL, None, 0)[1]]
+    seeing = judge(detector, held, 0)
+    assert judge(detector, held, 0) == seeing and seeing.image_auroc and seeing.error > 0
+    noise = torch.Generator().manual_seed(0)
+    real = detector.score_maps
+
+    def noisy(images: Sequence[Image]) -> torch.Tensor:
+        maps = real(images)
+        return maps + 100 * maps.std() * torch.randn(maps.shape, generator=noise)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "score_maps", noisy)
+        assert judge(detector, held, 0).quality < seeing.quality
 
 
 def test_when_the_time_is_spent_no_other_is_begun(product: Path) -> None:

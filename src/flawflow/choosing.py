@@ -2,20 +2,53 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from flawflow.backbones import EMBEDDED
 from flawflow.calibration import Budget
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector, DeviceName
 from flawflow.errors import OptionError
-from flawflow.fitting import Say, StoreOptions, checked_seed, fit
+from flawflow.features import ImageSource
+from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, checked_seed, fit, split
+from flawflow.metrics import auroc, auroc_error
 from flawflow.recipe import Recipe
+from flawflow.synthesis import Method, draw_synthetic
 from flawflow.training import Epoch, kept_epoch
 from flawflow.types import Category
 
 TRIED = "tried"  # in a detector's provenance: the recipes it was chosen from
+
+
+# Kinds of synthetic defects, and how many of each a detector is judged by.
+KINDS: tuple[Method, ...] = ("nsa", "scar", "perlin", "cutpaste", "strokes", "stains")
+_DEFECTS = 12
+_STEP = 4  # of the pixels of maps and masks, in rows and columns, one in four is compared
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How well a detector did on held-out good images and their defective twins.
+
+    Attributes:
+        image_auroc, pixel_auroc: in [0, 1], the mean over kinds of defects; None where none could be drawn.
+        error: standard error of the quality, as far as the number of images tells.
+    """
+
+    image_auroc: float | None
+    pixel_auroc: float | None
+    error: float
+
+    @property
+    def quality(self) -> float:
+        """The mean of both; 0 where nothing is known."""
+        known = [value for value in (self.image_auroc, self.pixel_auroc) if value is not None]
+        return sum(known) / len(known) if known else 0.0
 
 
 def fit_best(
@@ -36,9 +69,10 @@ def fit_best(
 ) -> Detector:
     """Fit each of the recipes and keep the detector that tells good parts from synthetic defects best.
 
-    All hold out the same good images. A later recipe is kept if its mean of image and pixel AUROC there is higher by
-    more than a standard error: name first what is to be preferred where nothing can be told apart. The detector is the
-    very one that `fit` with its recipe alone gives; what was tried stands in its provenance. One recipe is just fitted.
+    All hold out the same good images, see `judge`. A later recipe is kept if its mean of image and pixel AUROC there is
+    higher by more than a standard error: name first what is to be preferred where nothing can be told apart. The
+    detector is the very one that `fit` with its recipe alone gives; what was tried stands in its provenance. One recipe
+    is just fitted.
 
     Args:
         images: see `fit`.
@@ -69,7 +103,7 @@ def fit_best(
     files = checkpoints(checkpoint, len(recipes)) if checkpoint else [None] * len(recipes)
     began = time.perf_counter()
     best: Detector | None = None
-    epochs: list[Epoch] = []
+    verdicts: list[Verdict] = []
     tried: list[dict[str, Any]] = []
     for number, (recipe, file) in enumerate(zip(recipes, files, strict=True)):
         spent = (time.perf_counter() - began) / 60
@@ -97,29 +131,59 @@ def fit_best(
         )
         if not several:
             return detector
-        epoch = chosen_epoch(detector)
-        epochs.append(epoch)
+        verdict = judge(detector, [sample.path for sample in split(category, recipe, shots, seed)[1]], seed)
+        verdicts.append(verdict)
         tried.append(
             {
                 "recipe": describe(recipe),
-                "image_auroc": epoch.image_auroc,
-                "pixel_auroc": epoch.pixel_auroc,
+                "image_auroc": verdict.image_auroc,
+                "pixel_auroc": verdict.pixel_auroc,
                 "seconds": round(time.perf_counter() - started, 2),
             }
         )
-        if kept_epoch(epochs) is epoch:
+        if kept_epoch(verdicts) is verdict:
             best = detector
     assert best is not None
     if say:
         say(f"chosen: {describe(best.recipe)}")
-    kept = kept_epoch(epochs)
-    best.provenance[TRIED] = [one | {"chosen": epoch is kept} for one, epoch in zip(tried, epochs, strict=True)]
+    kept = kept_epoch(verdicts)
+    best.provenance[TRIED] = [one | {"chosen": it is kept} for one, it in zip(tried, verdicts, strict=True)]
     return best
 
 
-def chosen_epoch(detector: Detector) -> Epoch:
-    """The validated epoch whose weights the detector has: what recipes are compared by."""
-    return kept_epoch([Epoch(**entry) for entry in detector.provenance["history"]])
+def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
+    """How well the detector, just as it inspects, tells its held-out good images from the same with defects.
+
+    The defects are of six kinds, whatever the detector was trained on, and none is one that chose its epoch. Of images
+    cut into tiles, whose scores are none of an image, the epoch's own numbers are taken.
+    """
+    if detector.recipe.tiling.side:
+        epoch = kept_epoch([Epoch(**entry) for entry in detector.provenance["history"]])
+        return Verdict(epoch.image_auroc, epoch.pixel_auroc, epoch.error)
+    source = ImageSource(held_out, detector.recipe.size)
+    good = detector.score_maps([source(index) for index in range(len(source))])
+    rows: list[tuple[float, float]] = []
+    for kind in KINDS:
+        synthesis = replace(detector.recipe.synthesis, method=kind, sharpness=0.0)
+        places = [divmod(number, len(source)) for number in range(_DEFECTS)]
+        drawn = [
+            draw_synthetic(source, len(source), index, 1 + round_, seed + HELD_OUT_SEED, synthesis)
+            for round_, index in places
+        ]
+        twins = [(one.defective, one.mask) for one in drawn if one is not None and one.mask.any()]
+        if not twins:
+            continue
+        maps = torch.cat([good, detector.score_maps([image for image, _ in twins])])
+        labels = np.repeat([False, True], [len(good), len(twins)])
+        outlines = np.zeros((len(maps), *maps.shape[1:]), np.bool_)
+        outlines[len(good) :] = [mask for _, mask in twins]
+        thinned = maps[:, ::_STEP, ::_STEP].numpy().ravel(), outlines[:, ::_STEP, ::_STEP].ravel()
+        if thinned[1].any():
+            rows.append((auroc(detector.image_scores(maps).numpy(), labels), auroc(*thinned)))
+    if not rows:
+        return Verdict(None, None, 0.0)
+    image, pixel = np.mean(rows, axis=0).tolist()
+    return Verdict(image, pixel, 0.5 * auroc_error(image, _DEFECTS * len(rows), len(source)))
 
 
 def checkpoints(file: Path, count: int) -> list[Path]:

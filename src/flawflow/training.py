@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -93,7 +93,20 @@ class Epoch:
         return sum(values) / len(values) if values else -self.loss
 
 
-def kept_epoch(history: Sequence[Epoch]) -> Epoch:
+class Judged(Protocol):
+    """What can be chosen: a quality, higher = better, and its standard error."""
+
+    @property
+    def quality(self) -> float: ...
+
+    @property
+    def error(self) -> float: ...
+
+
+J = TypeVar("J", bound=Judged)
+
+
+def kept_epoch(history: Sequence[J]) -> J:
     """The epoch whose weights are kept: an earlier one, unless a later one beats it by more than its error.
 
     Held-out images are few, and the longer a flow trains on synthetic defects, the more it becomes a classifier of
