@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A weight is dropped when 16 random bits are below its rate: PyTorch's own draws took a third of a training step.
+# A weight is dropped when 16 random bits are below its rate: PyTorch's own draws took a sixth of a training step.
 _LEVELS = 2**16
 
 
