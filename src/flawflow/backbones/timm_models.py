@@ -53,6 +53,8 @@ def make_network(name: str, size: int | None, device: str) -> nn.Module:
     """
     import timm
 
+    from flawflow.backbones.cait import StreamedTalkingHeads
+
     arch = name.split(".", maxsplit=1)[0]
     if ":" in name or not timm.is_model(arch):
         close = difflib.get_close_matches(arch, timm.list_models(), n=4) or timm.list_models("resnet*")[:4]
@@ -60,6 +62,8 @@ def make_network(name: str, size: int | None, device: str) -> nn.Module:
     try:
         config: Any = timm.get_pretrained_cfg(name)
         fixed: dict[str, Any] = {"img_size": size} if size is not None and config.fixed_input_size else {}
+        if arch.startswith("cait_"):
+            fixed["attn_block"] = StreamedTalkingHeads
         with torch.device(device):
             network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **fixed)
     except RuntimeError as error:

@@ -39,7 +39,8 @@ class CouplingBlock(nn.Module):
         self.offset = nn.Parameter(torch.zeros(channels))
         self.register_buffer("order", order)
 
-    def _scale(self) -> Tensor:
+    def scale(self) -> Tensor:
+        """γ of each channel, (C,), positive."""
         return 0.1 * F.softplus(self.gain, beta=0.5)
 
     def _log_scale_and_shift(self, x1: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,13 +52,13 @@ class CouplingBlock(nn.Module):
         x1, x2 = x.chunk(2, dim=1)
         log_scale, shift = self._log_scale_and_shift(x1)
         y = torch.cat([x1, x2 * log_scale.exp() + shift], dim=1)
-        gamma = self._scale()
+        gamma = self.scale()
         y = y * gamma[:, None, None] + self.offset[:, None, None]
         return y[:, self.order], log_scale.sum(dim=1) + gamma.log().sum()
 
     def inverse(self, y: Tensor) -> Tensor:
         y = y[:, torch.argsort(self.order)]
-        y = (y - self.offset[:, None, None]) / self._scale()[:, None, None]
+        y = (y - self.offset[:, None, None]) / self.scale()[:, None, None]
         y1, y2 = y.chunk(2, dim=1)
         log_scale, shift = self._log_scale_and_shift(y1)
         return torch.cat([y1, (y2 - shift) * torch.exp(-log_scale)], dim=1)

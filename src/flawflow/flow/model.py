@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flawflow.errors import OptionError
+from flawflow.flow.chain import Chain, fold
 from flawflow.flow.coupling import CouplingBlock, PlaceAffine, Whitening
 from flawflow.flow.memory import Memory
 from flawflow.flow.subnets import build_subnet
@@ -27,6 +28,8 @@ class FlowConfig:
         shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1].
         memory: share of the training cells, the least likely ones, that is remembered after training; 0 = none.
         reach: how many cells away a remembered place still counts.
+        recompute: keep no activations in training, and find them again by undoing the couplings: a third more time,
+            and memory that does not grow with the number of blocks.
     """
 
     blocks: int = 10
@@ -40,6 +43,7 @@ class FlowConfig:
     shrinkage: float = 0.0
     memory: float = 0.0
     reach: int = 2
+    recompute: bool = False
 
 
 class Flow(nn.Module):
@@ -79,6 +83,7 @@ class Flow(nn.Module):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
         self.memory = Memory(channels, config.reach) if config.memory else None
+        self._chain: tuple[object, Chain] | None = None
 
     def _block(self) -> CouplingBlock:
         c = self.config
@@ -93,10 +98,25 @@ class Flow(nn.Module):
         if self.places is not None:
             x, term = self.places(x)
             log_det = log_det + term
-        for block in self.blocks:
-            x, term = block(x)
-            log_det = log_det + term
-        return x, log_det
+        if torch.compiler.is_compiling():  # an export needs no other operations than the couplings themselves have
+            for block in self.blocks:
+                x, term = block(x)
+                log_det = log_det + term
+            return x, log_det
+        z, term = self._folded(x)(x, self.config.recompute)
+        return z, log_det + term
+
+    def _folded(self, like: Tensor) -> Chain:
+        """The couplings as one chain; folded once for inspection, and again whenever a parameter has changed."""
+        if torch.is_grad_enabled():
+            return fold(self.blocks, like)  # type: ignore[arg-type]
+        state = tuple(self.blocks.state_dict(keep_vars=True).values())
+        if any(one.is_inference() for one in state):  # these do not tell when they change
+            return fold(self.blocks, like)  # type: ignore[arg-type]
+        key = tuple((id(one), one._version, one.data_ptr()) for one in state)
+        if self._chain is None or self._chain[0] != key:
+            self._chain = key, fold(self.blocks, like)  # type: ignore[arg-type]
+        return self._chain[1]
 
     def inverse(self, z: Tensor) -> Tensor:
         """Latent z (B, C, h, w) → features (B, C, h, w)."""

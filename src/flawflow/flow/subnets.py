@@ -7,6 +7,7 @@ the same with a 3×3 convolution in between.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from flawflow.errors import OptionError
+from flawflow.flow.attention import DroppedAttention
 
 SUBNETS = ("residual", "no_residual", "convolution", "pointwise", "local")
 
@@ -23,10 +25,22 @@ def position_code(length: int, width: int, like: Tensor) -> Tensor:
 
     Inverse time scales are 10000^(−i / (width/2 − 1)), i = 0 … width/2 − 1, positions count 0 … length − 1.
     """
+    if torch.compiler.is_compiling():  # what is only recorded must not be remembered
+        return _position_code(length, width, like.dtype, like.device)
+    return _remembered_code(length, width, like.dtype, like.device)
+
+
+@lru_cache(maxsize=4)
+def _remembered_code(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or training could not use what inspection has made
+        return _position_code(length, width, dtype, device)
+
+
+def _position_code(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     half = width // 2
-    scales = torch.exp(torch.arange(half, device=like.device, dtype=torch.float64) * (-math.log(10000.0) / (half - 1)))
-    angles = torch.arange(length, device=like.device, dtype=torch.float64)[:, None] * scales
-    return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.dtype)
+    scales = torch.exp(torch.arange(half, device=device, dtype=torch.float64) * (-math.log(10000.0) / (half - 1)))
+    angles = torch.arange(length, device=device, dtype=torch.float64)[:, None] * scales
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
 
 
 class Attention(nn.Module):
@@ -49,11 +63,47 @@ class Attention(nn.Module):
         keys, values, queries = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.kvq(tokens).chunk(3, dim=2)
         )
-        mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        if dropout and x.device.type == "cpu":
+            mixed: Tensor = DroppedAttention.apply(queries, keys, values, dropout)
+        else:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
         return mixed.transpose(1, 2).reshape(batch, height * breadth, width).transpose(1, 2).view_as(x)
 
 
-class AttentionSubnet(nn.Module):
+class Subnet(nn.Module):
+    """A 1×1 convolution, what lies inside, another 1×1 convolution: (B, cin, h, w) → (B, cout, h, w)."""
+
+    def ends(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The first and the last convolution, which a flow may fold scales and orders of channels into."""
+        return self.enter, self.leave  # type: ignore[return-value]
+
+    def inside(self, hidden: Tensor) -> Tensor:
+        """What the last convolution is given, from what the first one gives, (B, hidden, h, w) both."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = self.ends()
+        return last(self.inside(first(x)))  # type: ignore[no-any-return]
+
+
+class ConvolutionSubnet(Subnet):
+    """1×1, 3×3 and 1×1 convolution: (B, cin, h, w) → (B, cout, h, w)."""
+
+    def __init__(self, cin: int, cout: int, hidden: int) -> None:
+        super().__init__()
+        layers = nn.Conv2d(cin, hidden, 1), nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, cout, 1)
+        for number, layer in enumerate(layers):
+            self.add_module(str(number), layer)
+
+    def ends(self) -> tuple[nn.Conv2d, nn.Conv2d]:
+        return self.get_submodule("0"), self.get_submodule("2")  # type: ignore[return-value]
+
+    def inside(self, hidden: Tensor) -> Tensor:
+        return self.get_submodule("1")(hidden)  # type: ignore[no-any-return]
+
+
+class AttentionSubnet(Subnet):
     """1×1 convolution, 3×3 convolution, attention, 1×1 convolution: (B, cin, h, w) → (B, cout, h, w).
 
     With ``residual`` the two inner layers are added to what they were given (the paper's subnet); without, they
@@ -70,16 +120,14 @@ class AttentionSubnet(nn.Module):
         self.attention = Attention(hidden, heads, dropout)
         self.leave = nn.Conv2d(hidden, cout, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x)
-        local = self.drop(self.local(x))
-        x = local + x if self.residual else local
-        mixed = self.attention(x)
-        x = mixed + x if self.residual else mixed
-        return self.leave(x)  # type: ignore[no-any-return]
+    def inside(self, hidden: Tensor) -> Tensor:
+        local: Tensor = self.drop(self.local(hidden))
+        hidden = local + hidden if self.residual else local
+        mixed: Tensor = self.attention(hidden)
+        return mixed + hidden if self.residual else mixed
 
 
-class PlacedSubnet(nn.Module):
+class PlacedSubnet(Subnet):
     """1×1 convolution plus a linear map of the place, ReLU, 1×1 convolution: (B, cin, h, w) → (B, cout, h, w).
 
     The place is a fixed 2-D code of (y, x) in [−1, 1]: sines and cosines of π/2, π, 2π and 4π times each, so that
@@ -95,11 +143,11 @@ class PlacedSubnet(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.leave = nn.Conv2d(hidden, cout, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.relu(self.enter(x) + self.place(place_code(x.shape[2], x.shape[3], x)))
+    def inside(self, hidden: Tensor) -> Tensor:
+        hidden = torch.relu(hidden + self.place(place_code(hidden.shape[2], hidden.shape[3], hidden)))
         if self.near is not None:
             hidden = hidden + torch.relu(self.near(hidden))
-        return self.leave(self.drop(hidden))  # type: ignore[no-any-return]
+        return self.drop(hidden)  # type: ignore[no-any-return]
 
 
 def place_code(height: int, width: int, like: Tensor) -> Tensor:
@@ -110,7 +158,7 @@ def place_code(height: int, width: int, like: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()])
 
 
-def build_subnet(kind: str, cin: int, cout: int, hidden: int, heads: int, dropout: float) -> nn.Module:
+def build_subnet(kind: str, cin: int, cout: int, hidden: int, heads: int, dropout: float) -> Subnet:
     """The subnet named ``kind`` (one of ``SUBNETS``): (B, cin, h, w) → (B, cout, h, w).
 
     Raises:
@@ -124,9 +172,7 @@ def build_subnet(kind: str, cin: int, cout: int, hidden: int, heads: int, dropou
             )
         return AttentionSubnet(cin, cout, hidden, heads, dropout, residual=kind == "residual")
     if kind == "convolution":
-        return nn.Sequential(
-            nn.Conv2d(cin, hidden, 1), nn.Conv2d(hidden, hidden, 3, padding=1), nn.Conv2d(hidden, cout, 1)
-        )
+        return ConvolutionSubnet(cin, cout, hidden)
     if kind in ("pointwise", "local"):
         return PlacedSubnet(cin, cout, hidden, dropout, neighbours=kind == "local")
     raise OptionError(f"unknown subnet '{kind}': expected one of {', '.join(SUBNETS)}")
