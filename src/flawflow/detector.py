@@ -17,7 +17,6 @@ from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
 from flawflow.features import shifted, views
 from flawflow.flow import Flow
-from flawflow.images import read_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
 from flawflow.reference import Reference
@@ -109,7 +108,8 @@ class Detector:
             roi: regions to ignore, or to look at more or less closely; see `Roi.keeps_promise` for the verdicts.
 
         Raises:
-            ImageError: a file cannot be read, an array is not an RGB image, or the regions do not fit an image.
+            ImageError: a file cannot be read, an array is not an RGB image, or the regions do not fit an image;
+                the message names the file.
         """
         if isinstance(images, Path | np.ndarray):
             images = [images]
@@ -118,7 +118,7 @@ class Detector:
         step = 1 if self.recipe.tiling.side else _GROUP
         for start in range(0, len(images), step):
             group = images[start : start + step]
-            scored += scorer([read_image(one) if isinstance(one, Path) else one for one in group], roi)
+            scored += scorer([scorer.read(one, roi) if isinstance(one, Path) else one for one in group], roi)
         normals = np.asarray(self.calibration.image_scores)
         line = self.decision(budget).threshold
         return [Inspection(score, p_value(score, normals), score > line, one) for score, one in scored]
