@@ -250,7 +250,10 @@ LOOK = """
 const wide = [...doc.querySelectorAll("section, figure, ul, p, svg, h1")].filter(
   e => e.getBoundingClientRect().right > win.innerWidth + 1 && !e.closest(".wide, pre"));
 const text = [...doc.querySelectorAll(".chart text")].map(e => e.getBoundingClientRect().height);
-return { width: win.innerWidth, scroll: doc.documentElement.scrollWidth, wide: wide.length,
+const pairs = [...doc.querySelectorAll(".pairs div")].map(e => e.children[1].clientWidth / e.children[0].clientWidth);
+const cut = [...doc.querySelectorAll(".charts .wide")].filter(e => e.scrollWidth > e.clientWidth + 1);
+return { width: win.innerWidth, cut: cut.length, values: pairs.length ? Math.min(...pairs) : 0,
+  scroll: doc.documentElement.scrollWidth, wide: wide.length,
   background: style("body", "backgroundColor"), ink: style("body", "color"), least: Math.min(...text),
   requests: win.performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
   pictures: [...doc.images].filter(i => i.naturalWidth === 0).length };
@@ -276,6 +279,7 @@ def test_a_browser_finds_nothing_too_wide_too_small_or_outside(
         (tmp_path / str(number)).mkdir()
         seen = measure(file, tmp_path / str(number), LOOK, width, dark)
         assert seen["width"] == width and seen["scroll"] <= width and seen["wide"] == 0
+        assert seen["cut"] == 0 and seen["values"] > 1.5
         assert seen["requests"] == [] and seen["pictures"] == 0 and seen["least"] > 11
         grounds = [sum(map(int, re.findall(r"\d+", seen[key])[:3])) for key in ("background", "ink")]
         assert (grounds[0] < 120 and grounds[1] > 600) if dark else (grounds[0] > 700 and grounds[1] < 200)

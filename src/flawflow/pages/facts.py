@@ -77,6 +77,8 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
     if lines:
         charts.append(line_chart("Validation", lines, x, Axis("AUROC", high=1.0), kept))
     told = f"Each epoch was judged on {detector.provenance.get('selected_on', 'nothing')}."
+    if len(history) > 1:
+        told += " A later one takes the place of an earlier one only where it is better by more than its error."
     return [Section(f"{prefix}Training", told, charts=charts)]
 
 
