@@ -119,14 +119,17 @@ def test_the_same_evaluation_gives_the_same_page(
 
 
 def test_what_was_selected_on_test_images_says_so(
-    detector: Detector, evaluation: Evaluation, page: Path, fit_page: Path, tmp_path: Path
+    detector: Detector, evaluation: Evaluation, page: Path, fit_page: Path, twins: tuple[Twin, ...], tmp_path: Path
 ) -> None:
     honest = "chosen on test images"
     assert honest not in read(page) and honest not in read(fit_page)
     told = peeking(detector)
     assert read(write_report(tmp_path, "t", {"metal": (told, evaluation)})).count(honest) >= 2
-    write_fit_page(tmp_path / "fit.html", told, (), Path("x.flaw"))
-    assert honest in read(tmp_path / "fit.html")
+    write_fit_page(tmp_path / "fit.html", told, twins[:2], Path("x.flaw"))
+    text = read(tmp_path / "fit.html")
+    assert honest in text and "to judge the training by" in read(fit_page)
+    for untrue in ("to choose the epoch", "to judge the training by"):
+        assert untrue not in text
 
 
 def test_test_images_that_the_detector_knows_are_told(

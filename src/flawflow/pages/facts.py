@@ -47,9 +47,14 @@ def promise_facts(decision: Decision) -> list[tuple[str, str]]:
     ]
 
 
+def selected_on_test(detector: Detector) -> bool:
+    """Whether test images chose the epoch."""
+    return detector.provenance.get("selected_on") == "test images"
+
+
 def selection_warning(detector: Detector, prefix: str = "") -> list[Section]:
     """A card to be read first, where the epoch was chosen on test images; none otherwise."""
-    if detector.provenance.get("selected_on") != "test images":
+    if not selected_on_test(detector):
         return []
     text = (
         "The epoch was chosen on test images, as the paper's protocol has it. Every number measured on those images "

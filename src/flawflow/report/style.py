@@ -34,8 +34,8 @@ table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-
 th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-@media (max-width: 30rem) { th, td { padding: .4rem .35rem; } table { font-size: .88rem; }
-  th { white-space: normal; vertical-align: bottom; } }
+@media (max-width: 30rem) { table { font-size: .88rem; }
+  th, td { padding: .4rem .35rem; white-space: normal; vertical-align: bottom; } }
 pre { margin: 0 0 .75rem; padding: .7rem .9rem; background: var(--field); border-radius: .5rem; overflow-x: auto;
   font: .88rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 figure { margin: 0 0 .75rem; }
