@@ -15,6 +15,7 @@ from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
+from flawflow.exported import SUFFIXES
 from flawflow.features import shifted, views
 from flawflow.flow import Flow
 from flawflow.inspection import Calibration, Inspection
@@ -171,6 +172,10 @@ class Detector:
             DetectorFileError: the file is missing, truncated, foreign or of another version.
             WeightsError: the backbone's weights are missing or other ones than at the fit.
         """
+        if path.suffix.lower() in SUFFIXES:
+            raise DetectorFileError(
+                f"{path} is an exported detector, which inspects only: name the .flaw file that it was exported from"
+            )
         header, tensors = read_artefact(path)
         try:
             recipe = Recipe.from_dict(json.loads(header["recipe"]))
