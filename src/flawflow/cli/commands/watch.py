@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flawflow.calibration import parse_number
-from flawflow.cli.common import check_outputs, say
+from flawflow.cli.common import check_outputs, say, verdict
 from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState
 from flawflow.errors import FlawflowError, ImageError, InputError, OptionError, OutputError
@@ -120,8 +120,8 @@ class Log:
 
     def image(self, file: Path, found: Inspection, state: DriftState) -> None:
         """One inspected image."""
-        verdict = "defective" if found.is_defective else "good"
-        print(f"{found.score:12.5g} {found.p_value:8.4f}  {verdict:<9}  {_state(state):<22}  {file}", flush=True)
+        told = verdict(found.is_defective)
+        print(f"{found.score:12.5g} {found.p_value:8.4f}  {told:<9}  {_state(state):<22}  {file}", flush=True)
         if state.alarm is not None:
             print(advice(state), flush=True)
         self._append(
