@@ -128,6 +128,26 @@ def test_files_that_are_no_detector(part: Path, stone: Path, tmp_path: Path, cap
     assert "cannot be read" in refused(capsys, "evaluate", tmp_path, stone)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["calibrate", "--false-alarms", "1/50"],
+        ["evaluate", "stone"],
+        ["watch", "stone/test/good", "--once"],
+        ["export", "-o", "other.onnx"],
+    ],
+)
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+def test_an_exported_detector_inspects_only(
+    given: list[str], suffix: str, part: Path, stone: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    exported = tmp_path / f"part.{suffix}"
+    exported.write_bytes(b"a network")
+    rest = [one.replace("stone", str(stone)).replace("other", str(tmp_path / "other")) for one in given[1:]]
+    assert "name the .flaw file that it was exported from" in refused(capsys, given[0], exported, *rest)
+    assert list(tmp_path.iterdir()) == [exported]
+
+
 def test_inspect_with_nothing_to_inspect(part: Path, tmp_path: Path, capsys: Captured) -> None:
     assert "no images" in refused(capsys, "inspect", part, tmp_path)
     assert "absent.png" in refused(capsys, "inspect", part, tmp_path / "absent.png")

@@ -1,6 +1,7 @@
 """`flawflow check`, end to end on small generated products with planted faults."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,31 @@ def test_the_example_in_the_page_is_what_is_printed(
     page = (DOCS / "check.md").read_text()
     block = page.split("    $ flawflow check bottle --quick -o bottle-check\n")[1].split("    $ echo")[0]
     assert [shape(line) for line in block.splitlines()] == [shape(line) for line in printed.splitlines()]
+
+
+def keys(values: Any, above: str = "") -> set[str]:
+    """The dotted names of all keys; every item of a list has the same."""
+    if isinstance(values, list):
+        items = [one for one in values if isinstance(one, dict)]
+        assert len({frozenset(one) for one in items}) <= 1, above
+        return set().union(*(keys(one, above) for one in items))
+    if not isinstance(values, dict):
+        return set()
+    return {above + name for name in values}.union(*(keys(one, f"{above}{name}.") for name, one in values.items()))
+
+
+@pytest.mark.parametrize("options", [("--quick",), tuple(SMALL)])
+def test_the_json_has_the_keys_of_its_page_and_no_others(
+    options: tuple[str, ...], product: Path, tmp_path: Path
+) -> None:
+    contradict(product)
+    found = check(product, tmp_path, *options, code=1)
+    block = re.search(r"`(\{.*?\})`", (DOCS / "check.md").read_text().split("## JSON")[1], re.DOTALL)
+    assert block
+    told = keys(json.loads(block[1].replace("[…]", "[]").replace("…", "0")))
+    assert {"images.learned", "findings.cases.files", "oddest.z"} <= told
+    items = {name for name in told if name.startswith("oddest.")}  # without the flow there are none
+    assert keys(found) == (told - items if "--quick" in options else told)
 
 
 def truncate(product: Path) -> str:

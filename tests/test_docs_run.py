@@ -74,7 +74,7 @@ def test_a_watch_speaks_as_its_page_shows(workplace: Path, monkeypatch: pytest.M
     assert len(rows) == 3 and len(page_rows) == 5
     place = header.index("drift"), header.index("image")
     for row in (*rows, *page_rows):
-        assert re.fullmatch(r" *[\d.e+-]+ +\d\.\d{4}  (good|defective) *", row[: place[0]]), row
+        assert re.fullmatch(r" *[\d.e+-]+ +\d\.\d{4}  (good|defect) *", row[: place[0]]), row
         assert re.fullmatch(r"warm-up|none \(\d\.\de-\d\d\)|drift: \w+ @\d+", row[place[0] : place[1]].strip()), row
         assert row[place[1] :].startswith("arriving/")
     greeting, farewell = told.err.splitlines()[-2:]

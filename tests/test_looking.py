@@ -23,7 +23,7 @@ from flawflow.detector import Detector
 from flawflow.errors import ImageError, InputError, OptionError
 from flawflow.evaluation import evaluate
 from flawflow.files import digest
-from flawflow.images import read_image
+from flawflow.images import read_image, write_image
 from flawflow.recalibration import recalibrate
 from flawflow.roi import Roi, RoiMismatch, Zone, read_zones
 from flawflow.sources import TileSource
@@ -111,6 +111,15 @@ def test_what_is_ignored_or_played_down_can_only_lower_a_score(tiled: Path, whol
         assert [one.score for one in everything] == pytest.approx([one.score for one in plain])
         with pytest.raises(RoiMismatch):
             detector.inspect(np.zeros((100, 100, 3), np.uint8), roi=Roi((Zone("a", LEFT),)))
+
+
+def test_an_image_that_the_regions_do_not_fit_is_named(whole: Path, tiled: Path, stone: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    write_image(wide, np.zeros((80, 160, 3), np.uint8))
+    square = Roi(mask=np.ones((10, 10), bool))
+    for detector in (Detector.load(whole, device="cpu"), Detector.load(tiled, device="cpu")):
+        with pytest.raises(RoiMismatch, match=r"wide\.png: the regions were drawn on 10×10 .* has 160×80"):
+            detector.inspect([a_defect(stone), wide], roi=square)
 
 
 def test_an_ignored_place_changes_nothing_of_the_rest(whole: Path, stone: Path) -> None:
@@ -346,7 +355,7 @@ def test_one_large_image_is_held_at_a_time(
 ) -> None:
     monkeypatch.setattr("flawflow.cli.commands.inspect._BATCH_PIXELS", 100)
     reader = Reader()
-    monkeypatch.setattr("flawflow.cli.looking.read_image", reader)
+    monkeypatch.setattr("flawflow.scorer.read_image", reader)
     good = stone / "test" / "good"
     options = ["--good", str(good), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["inspect", str(whole), str(stone / "test"), *options]) == 0

@@ -119,14 +119,17 @@ def test_the_same_evaluation_gives_the_same_page(
 
 
 def test_what_was_selected_on_test_images_says_so(
-    detector: Detector, evaluation: Evaluation, page: Path, fit_page: Path, tmp_path: Path
+    detector: Detector, evaluation: Evaluation, page: Path, fit_page: Path, twins: tuple[Twin, ...], tmp_path: Path
 ) -> None:
     honest = "chosen on test images"
     assert honest not in read(page) and honest not in read(fit_page)
     told = peeking(detector)
     assert read(write_report(tmp_path, "t", {"metal": (told, evaluation)})).count(honest) >= 2
-    write_fit_page(tmp_path / "fit.html", told, (), Path("x.flaw"))
-    assert honest in read(tmp_path / "fit.html")
+    write_fit_page(tmp_path / "fit.html", told, twins[:2], Path("x.flaw"))
+    text = read(tmp_path / "fit.html")
+    assert honest in text and "to judge the training by" in read(fit_page)
+    for untrue in ("to choose the epoch", "to judge the training by"):
+        assert untrue not in text
 
 
 def test_test_images_that_the_detector_knows_are_told(
@@ -250,7 +253,10 @@ LOOK = """
 const wide = [...doc.querySelectorAll("section, figure, ul, p, svg, h1")].filter(
   e => e.getBoundingClientRect().right > win.innerWidth + 1 && !e.closest(".wide, pre"));
 const text = [...doc.querySelectorAll(".chart text")].map(e => e.getBoundingClientRect().height);
-return { width: win.innerWidth, scroll: doc.documentElement.scrollWidth, wide: wide.length,
+const pairs = [...doc.querySelectorAll(".pairs div")].map(e => e.children[1].clientWidth / e.children[0].clientWidth);
+const cut = [...doc.querySelectorAll(".charts .wide")].filter(e => e.scrollWidth > e.clientWidth + 1);
+return { width: win.innerWidth, cut: cut.length, values: pairs.length ? Math.min(...pairs) : 0,
+  scroll: doc.documentElement.scrollWidth, wide: wide.length,
   background: style("body", "backgroundColor"), ink: style("body", "color"), least: Math.min(...text),
   requests: win.performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:")),
   pictures: [...doc.images].filter(i => i.naturalWidth === 0).length };
@@ -276,6 +282,7 @@ def test_a_browser_finds_nothing_too_wide_too_small_or_outside(
         (tmp_path / str(number)).mkdir()
         seen = measure(file, tmp_path / str(number), LOOK, width, dark)
         assert seen["width"] == width and seen["scroll"] <= width and seen["wide"] == 0
+        assert seen["cut"] == 0 and seen["values"] > 1.5
         assert seen["requests"] == [] and seen["pictures"] == 0 and seen["least"] > 11
         grounds = [sum(map(int, re.findall(r"\d+", seen[key])[:3])) for key in ("background", "ink")]
         assert (grounds[0] < 120 and grounds[1] > 600) if dark else (grounds[0] > 700 and grounds[1] < 200)

@@ -156,26 +156,55 @@ def test_a_file_is_not_touched_while_it_grows(tmp_path: Path) -> None:
     assert arrivals.poll() == []
     file.write_bytes(b"another")
     assert (arrivals.poll(), arrivals.poll()) == ([], [file])
-    (tmp_path / "b.png").write_bytes(b"stays")
     arrivals.finish(file)
-    file.unlink()
-    assert arrivals.poll() == [] and arrivals.done == {}
+    assert arrivals.poll() == []
 
 
-def test_a_folder_that_looks_empty_for_a_while_is_not_inspected_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [(), ("a.png",), ("new.png",)])
+def test_files_that_a_listing_lacks_for_a_while_are_not_inspected_anew(tmp_path: Path, left: tuple[str, ...]) -> None:
     share, away = tmp_path / "share", tmp_path / "away"
     share.mkdir()
-    (share / "a.png").write_bytes(b"whole")
+    away.mkdir()
+    for name in "abc":
+        (share / f"{name}.png").write_bytes(name.encode())
     arrivals = Arrivals(share, {})
     arrivals.poll()
-    [file] = arrivals.poll()
-    arrivals.finish(file)
-    share.rename(away)
-    share.mkdir()
-    assert arrivals.poll() == [] and list(arrivals.done) == ["a.png"]
-    share.rmdir()
-    away.rename(share)
-    assert arrivals.poll() == arrivals.poll() == []
+    for file in arrivals.poll():
+        arrivals.finish(file)
+    for file in share.iterdir():
+        if file.name not in left:
+            file.rename(away / file.name)
+    if "new.png" in left:
+        (share / "new.png").write_bytes(b"new")
+    arrivals.poll()
+    assert [file.name for file in arrivals.poll()] == [name for name in left if name == "new.png"]
+    arrivals = Arrivals(share, json.loads(json.dumps(arrivals.done)))  # a restart in the meantime
+    arrivals.done = {name: (size, changed) for name, (size, changed) in arrivals.done.items()}
+    arrivals.poll()
+    for file in arrivals.poll():
+        arrivals.finish(file)
+    for file in away.iterdir():
+        file.rename(share / file.name)
+    assert len(list(share.iterdir())) == 3 + ("new.png" in left) and arrivals.poll() == arrivals.poll() == []
+    (share / "b.png").write_bytes(b"another of that name")
+    arrivals.poll()
+    assert arrivals.poll() == [share / "b.png"]
+
+
+def test_of_files_that_are_gone_the_last_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flawflow.cli.commands.watch._MOST_GONE", 3)
+    arrivals = Arrivals(tmp_path, {})
+    for number in range(6):
+        file = tmp_path / f"{5 - number}.png"
+        file.write_bytes(b"whole")
+        arrivals.poll()
+        assert arrivals.poll() == [file]
+        arrivals.finish(file)
+        if number < 5:
+            file.unlink()
+    assert arrivals.poll() == [] and list(arrivals.done) == ["3.png", "2.png", "1.png", "0.png"]
+    file.unlink()  # nothing is forgotten for a folder that looks empty
+    assert arrivals.poll() == [] and len(arrivals.done) == 4
 
 
 def test_a_file_that_changes_has_all_its_looks_again(tmp_path: Path) -> None:

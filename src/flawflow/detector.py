@@ -15,9 +15,9 @@ from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
+from flawflow.exported import SUFFIXES
 from flawflow.features import shifted, views
 from flawflow.flow import Flow
-from flawflow.images import read_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
 from flawflow.reference import Reference
@@ -109,7 +109,8 @@ class Detector:
             roi: regions to ignore, or to look at more or less closely; see `Roi.keeps_promise` for the verdicts.
 
         Raises:
-            ImageError: a file cannot be read, an array is not an RGB image, or the regions do not fit an image.
+            ImageError: a file cannot be read, an array is not an RGB image, or the regions do not fit an image;
+                the message names the file.
         """
         if isinstance(images, Path | np.ndarray):
             images = [images]
@@ -118,7 +119,7 @@ class Detector:
         step = 1 if self.recipe.tiling.side else _GROUP
         for start in range(0, len(images), step):
             group = images[start : start + step]
-            scored += scorer([read_image(one) if isinstance(one, Path) else one for one in group], roi)
+            scored += scorer([scorer.read(one, roi) if isinstance(one, Path) else one for one in group], roi)
         normals = np.asarray(self.calibration.image_scores)
         line = self.decision(budget).threshold
         return [Inspection(score, p_value(score, normals), score > line, one) for score, one in scored]
@@ -171,6 +172,10 @@ class Detector:
             DetectorFileError: the file is missing, truncated, foreign or of another version.
             WeightsError: the backbone's weights are missing or other ones than at the fit.
         """
+        if path.suffix.lower() in SUFFIXES:
+            raise DetectorFileError(
+                f"{path} is an exported detector, which inspects only: name the .flaw file that it was exported from"
+            )
         header, tensors = read_artefact(path)
         try:
             recipe = Recipe.from_dict(json.loads(header["recipe"]))

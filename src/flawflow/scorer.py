@@ -3,15 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flawflow.images import check_image, resize_image
+from flawflow.images import check_image, read_image, resize_image
 from flawflow.recipe import Recipe
-from flawflow.roi import Roi, weigh
+from flawflow.roi import Roi, RoiMismatch, weigh
 from flawflow.scoring import image_levels, image_scores
 from flawflow.tiling import bounded_pitch, cell_pitch, plan_tiles, tiled_map
 from flawflow.types import AnomalyMap, Image
@@ -57,6 +58,20 @@ class Scorer:
         rows, columns = (round(-(-length // size)) for length, size in zip(shape, cell, strict=True))
         cells = (rows, columns) if self.recipe.tiling.side else (self.recipe.size, self.recipe.size)
         return roi.sensitivity(shape, cell, cells)
+
+    def read(self, file: Path, roi: Roi | None = None) -> Image:
+        """An image that the regions fit and leave something of.
+
+        Raises:
+            ImageError: the file cannot be read, or the regions do not fit; the message names the file.
+        """
+        image = read_image(file)
+        if roi is not None:
+            try:
+                self.sensitivity(roi, (image.shape[0], image.shape[1]))
+            except RoiMismatch as error:
+                raise RoiMismatch(f"{file}: {error}") from error
+        return image
 
     def maps(self, images: Sequence[Image]) -> list[AnomalyMap]:
         """Anomaly maps of images uint8 RGB (H, W, 3) of any size.

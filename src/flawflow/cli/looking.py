@@ -15,18 +15,17 @@ from flawflow.cli.common import csv_bytes, decision_values, parse_tile, say
 from flawflow.errors import InputError, OptionError
 from flawflow.exported import ExportedDetector
 from flawflow.files import atomic_write, list_images, write_json
-from flawflow.images import read_image, read_mask
+from flawflow.images import read_mask
 from flawflow.inspection import Inspection
 from flawflow.regions import find_regions
 from flawflow.report import overlay
 from flawflow.report.findings import Finding, coco, region_columns, region_rows
-from flawflow.roi import Roi, RoiMismatch, read_zones
+from flawflow.roi import Roi, read_zones
 from flawflow.tiling import TilingConfig, project
 from flawflow.types import Image
 
 if TYPE_CHECKING:
     from flawflow.detector import Detector
-    from flawflow.scorer import Scorer
 
     AnyDetector = Detector | ExportedDetector
 
@@ -108,22 +107,7 @@ def _calibrated(detector: "Detector", folder: Path, tiling: TilingConfig | None,
     scorer = detector.scorer
     if tiling is not None:
         scorer = replace(scorer, recipe=replace(detector.recipe, tiling=tiling))
-    return adapt(detector, (read_fitting(file, scorer, roi) for file in chosen.files), tiling, roi)
-
-
-def read_fitting(file: Path, scorer: "Scorer | None", roi: Roi | None) -> Image:
-    """An image that the regions fit and leave something of; without a scorer there are none.
-
-    Raises:
-        ImageError: the file cannot be read, or the regions do not fit; the message names the file.
-    """
-    image = read_image(file)
-    if roi is not None and scorer is not None:
-        try:
-            scorer.sensitivity(roi, (image.shape[0], image.shape[1]))
-        except RoiMismatch as error:
-            raise RoiMismatch(f"{file}: {error}") from error
-    return image
+    return adapt(detector, (scorer.read(file, roi) for file in chosen.files), tiling, roi)
 
 
 def void_promise(arguments: argparse.Namespace, roi: Roi | None) -> str | None:

@@ -4,6 +4,8 @@ The same modules as the detector's, but for two that search: the memory compares
 the detector would have asked, and the image score sorts once.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,10 @@ _FAR = 1e30
 
 
 class DenseMemory(nn.Module):
-    """`flow.Memory` without a step that depends on the data: each row of cells against all that is remembered near."""
+    """`flow.Memory` without a step that depends on the data: what each row remembers against all cells near that row.
+
+    Each remembered latent takes part in one product only, because runtimes write a constant down for each use.
+    """
 
     def __init__(self, memory: Memory, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -25,31 +30,31 @@ class DenseMemory(nn.Module):
         self.reach = memory.reach
         self.threshold = float(memory.threshold)
         self.register_buffer("centres", memory.centres.clone())
-        rows = memory.places[:, 0].tolist()
-        self.spans = [self._span(rows, row) for row in range(self.height)]
+        rows = memory.places[:, 0]
+        borders = torch.searchsorted(rows.contiguous(), torch.arange(self.height + 1, dtype=rows.dtype)).tolist()
+        self.spans = list(pairwise(borders))  # first and last + 1 of what each row remembers; it is ordered by row
         away = (torch.arange(self.width)[:, None] - memory.places[:, 1].long()[None]).abs() > self.reach
         self.register_buffer("away", away)
 
-    def _span(self, rows: list[int], row: int) -> tuple[int, int]:
-        """First and last + 1 of the remembered places near a row; they are ordered by row."""
-        near = [index for index, one in enumerate(rows) if abs(one - row) <= self.reach]
-        return (near[0], near[-1] + 1) if near else (0, 0)
-
     def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
         """As `flow.Memory`, of one image: z (1, C, h, w), log_det and nll (1, h, w) → (1, h, w)."""
-        least = torch.stack([self._least(z[0, :, row].T, *self.spans[row]) for row in range(self.height)])
-        lowered = torch.minimum(nll, 0.5 * least[None] - log_det)
+        least = [torch.full((self.width,), _FAR) for _ in range(self.height)]
+        for row, (first, last) in enumerate(self.spans):
+            if first < last:
+                top = max(0, row - self.reach)
+                found = self._least(z[0, :, top : row + self.reach + 1], first, last)
+                for near, one in enumerate(found.unbind(), top):
+                    least[near] = torch.minimum(least[near], one)
+        lowered = torch.minimum(nll, 0.5 * torch.stack(least)[None] - log_det)
         return torch.where(nll > self.threshold, lowered, nll)
 
     def _least(self, cells: Tensor, first: int, last: int) -> Tensor:
-        """(w, C) → (w,): squared distance to the nearest remembered latent near each cell."""
-        if first == last:
-            return torch.full((self.width,), _FAR)
+        """(C, rows, w) → (rows, w): squared distance to the nearest of these remembered latents near each cell."""
         near = self.get_buffer("centres")[first:last]
-        norms = near.square().sum(dim=1)
-        distance = norms[None, :] - 2 * (cells @ near.T) + cells.square().sum(dim=1)[:, None]
+        flat = cells.flatten(1).T
+        distance = near.square().sum(dim=1)[None, :] - 2 * (flat @ near.T) + flat.square().sum(dim=1)[:, None]
         away = self.get_buffer("away")[:, first:last]
-        return distance.masked_fill(away, _FAR).amin(dim=1).clamp_min(0)
+        return distance.reshape(-1, self.width, last - first).masked_fill(away, _FAR).amin(dim=-1).clamp_min(0)
 
 
 class DetectorGraph(nn.Module):

@@ -19,6 +19,7 @@ from flawflow.pages.facts import (
     promise_facts,
     promise_text,
     provenance_section,
+    selected_on_test,
     selection_warning,
     settings_section,
     training_section,
@@ -138,7 +139,7 @@ def _numbers(detector: Detector, evaluation: Evaluation, name: str) -> Section:
         )
     if not facts:
         text += "\n\nThe test images are all of one kind, so nothing can be told apart."
-    if detector.provenance.get("selected_on") == "test images":
+    if selected_on_test(detector):
         text += "\n\nThe epoch was chosen on test images: see above."
     return Section(name, text, facts=facts)
 

@@ -47,9 +47,14 @@ def promise_facts(decision: Decision) -> list[tuple[str, str]]:
     ]
 
 
+def selected_on_test(detector: Detector) -> bool:
+    """Whether test images chose the epoch."""
+    return detector.provenance.get("selected_on") == "test images"
+
+
 def selection_warning(detector: Detector, prefix: str = "") -> list[Section]:
     """A card to be read first, where the epoch was chosen on test images; none otherwise."""
-    if detector.provenance.get("selected_on") != "test images":
+    if not selected_on_test(detector):
         return []
     text = (
         "The epoch was chosen on test images, as the paper's protocol has it. Every number measured on those images "
@@ -77,6 +82,8 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
     if lines:
         charts.append(line_chart("Validation", lines, x, Axis("AUROC", high=1.0), kept))
     told = f"Each epoch was judged on {detector.provenance.get('selected_on', 'nothing')}."
+    if len(history) > 1:
+        told += " A later one takes the place of an earlier one only where it is better by more than its error."
     return [Section(f"{prefix}Training", told, charts=charts)]
 
 

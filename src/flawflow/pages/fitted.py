@@ -15,12 +15,16 @@ from flawflow.pages.facts import (
     promise_facts,
     promise_text,
     provenance_section,
+    selected_on_test,
     selection_warning,
     settings_section,
     training_section,
 )
 from flawflow.pages.twins import Twin
 from flawflow.report import Group, Mark, Picture, Section, gallery, gallery_order, histogram_chart, write_page
+
+_JUDGES = "They are there to judge the training by"
+_OTHER = "defects of the real product may be easier or harder"
 
 
 def write_fit_page(path: Path, detector: Detector, twins: Sequence[Twin], file: Path) -> None:
@@ -63,9 +67,10 @@ def _learned(detector: Detector) -> Section:
         facts += [(f"{key} AUROC, validation", f"{e[f'{key}_auroc']:.4f}") for e in kept if e.get(f"{key}_auroc")]
     text = (
         "The detector learned what good parts look like, from good images alone. Images that it did not learn from "
-        "were held out, to choose the epoch and to set the threshold. The validation numbers are measured on "
-        f"{known.get('selected_on')}; defects of the real product may be easier or harder."
+        f"were held out, {'' if selected_on_test(detector) else 'to choose the epoch and '}to set the threshold. The "
+        f"validation numbers are measured on {known.get('selected_on')}"
     )
+    text += ", which chose the epoch." if selected_on_test(detector) else f"; {_OTHER}."
     pairs = [
         ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
         ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
@@ -121,8 +126,8 @@ def _shown(detector: Detector, pictures: Sequence[Picture]) -> list[Section]:
     drawn = gallery("g0", (pictures[i] for i in order), len(order), low, high, ROOM, truth="synthetic defect")
     text = (
         f"{int(called.sum())} of {len(pictures)} synthetic defects on held-out good images score above the threshold; "
-        "any that do not come first. They are there to judge the training by, and real defects may be easier or "
-        "harder. Point at a picture, or tap it, to see it bare; the white outline is what was changed."
+        f"any that do not come first. {'They did not judge this training' if selected_on_test(detector) else _JUDGES}; "
+        f"{_OTHER}. Point at a picture, or tap it, to see it bare; the white outline is what was changed."
     )
     return [Section("Synthetic defects on held-out images", text, gallery=drawn)]
 

@@ -109,7 +109,9 @@ def line_chart(title: str, lines: Sequence[Line], x: Axis, y: Axis, marks: Seque
 def histogram_chart(
     title: str, groups: Sequence[Group], label: str, marks: Sequence[Mark] = (), bins: int = 36
 ) -> Markup:
-    """How many values of each group lie where, in bins of equal width on the paper.
+    """How many values of each group lie where, in bins of equal width on the paper, the outermost cut by the axis.
+
+    The first mark lies between two bins, and what equals it is left of it, as with a threshold that must be exceeded.
 
     Where some values lie much farther out than the first group spreads, the axis is stretched near that group
     (inverse hyperbolic sine), so that a far outlier does not press all else into one bin; the label says so.
@@ -129,13 +131,26 @@ def histogram_chart(
         raise InputError(f"a histogram of {pooled.size} values: expected finite numbers, at least one")
     marks = [mark for mark in marks if math.isfinite(mark.value)]
     across, stretched = _score_scale(pooled, np.asarray(groups[0].values, np.float64), marks)
-    places = np.linspace(_LEFT, _WIDTH - _RIGHT, bins + 1)
-    counts = [np.histogram([across(v) for v in group.values], places)[0] for group in groups]
+    places = _bin_edges(bins, across(marks[0].value) if marks else _LEFT)
+    counts = [_counted([across(v) for v in group.values], places) for group in groups]
     up = _linear([0.0, float(max(c.max() for c in counts))], Axis("", 0.0, whole=True), _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(across, up, label + ", axis stretched near the good images" * stretched, "images")]
     parts += [_bars(group, count, places, up) for group, count in zip(groups, counts, strict=True)]
     parts += [_marked(mark, across) for mark in marks]
     return _figure(title, parts, [(g.tone, f"{g.name} ({len(g.values)})") for g in groups], marks)
+
+
+def _bin_edges(bins: int, between: float) -> NDArray[np.float64]:
+    """Edges of bins across the axis, one of them at exactly this place."""
+    left, right = float(_LEFT), float(_WIDTH - _RIGHT)
+    edges = between + (right - left) / bins * np.arange(-bins, bins + 1)
+    return np.concatenate([[left], edges[(edges > left + 3) & (edges < right - 3)], [right]])
+
+
+def _counted(values: Sequence[float], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+    """How many lie in each bin, the right edge included."""
+    found = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)
+    return np.bincount(found, minlength=len(edges) - 1)
 
 
 def _linear(values: Sequence[float], axis: Axis, start: float, end: float) -> _Scale:

@@ -10,7 +10,7 @@ from flawflow.report.figures import contact_sheet, encode_png
 from flawflow.report.page import Section, write_page
 from flawflow.types import Image
 
-_SHOWN = 9
+_SHOWN = 12  # the ten oddest among them
 _TABLE = 40
 _ACROSS = 3
 _CELL = 200

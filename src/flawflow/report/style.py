@@ -27,14 +27,15 @@ dt { color: var(--soft); font-size: .85rem; line-height: 1.35; }
 .facts div { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem .75rem; display: flex;
   flex-direction: column; justify-content: space-between; }
 .facts dd { font-size: 1.3rem; font-weight: 600; line-height: 1.35; }
-.pairs div { display: grid; grid-template-columns: minmax(6.5rem, 14rem) 1fr; gap: .2rem 1rem; padding: .3rem 0;
-  border-bottom: 1px solid var(--line); align-items: baseline; }
+.pairs div { display: grid; grid-template-columns: minmax(6.5rem, min(14rem, 30%)) 1fr; gap: .2rem 1rem;
+  padding: .3rem 0; border-bottom: 1px solid var(--line); align-items: baseline; }
 .wide { overflow-x: auto; margin: 0 0 .75rem; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-@media (max-width: 30rem) { th, td { padding: .4rem .35rem; } table { font-size: .88rem; } }
+@media (max-width: 30rem) { table { font-size: .88rem; }
+  th, td { padding: .4rem .35rem; white-space: normal; vertical-align: bottom; } }
 pre { margin: 0 0 .75rem; padding: .7rem .9rem; background: var(--field); border-radius: .5rem; overflow-x: auto;
   font: .88rem/1.6 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 figure { margin: 0 0 .75rem; }

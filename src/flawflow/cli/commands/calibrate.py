@@ -22,9 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
         given is not None
         for given in (arguments.folder, arguments.defects, arguments.false_alarms, arguments.confidence)
     )
+    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     if changes:
         check_detector_output("-o", output, [arguments.weights])
-    detector = Detector.load(arguments.detector, arguments.weights, arguments.device)
     budget = chosen_budget(arguments, detector.calibration.budget)
     defects = None if arguments.defects is None else known_defects(arguments.defects)
     detector = with_budget(detector, budget)

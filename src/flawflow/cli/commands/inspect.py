@@ -17,7 +17,6 @@ from flawflow.cli.looking import (
     draw,
     find,
     inspected,
-    read_fitting,
     told_decision,
     void_promise,
     write_regions,
@@ -25,7 +24,7 @@ from flawflow.cli.looking import (
 from flawflow.errors import FlawflowError, InputError, OptionError
 from flawflow.exported import SUFFIXES, ExportedDetector
 from flawflow.files import atomic_write, list_images, writable_folder, write_json
-from flawflow.images import image_shape, write_image
+from flawflow.images import image_shape, read_image, write_image
 from flawflow.inspection import Inspection
 from flawflow.report.findings import Finding, region_values
 from flawflow.roi import Roi
@@ -178,6 +177,6 @@ def _pixels(file: Path) -> int:
 
 def _try_read(file: Path, scorer: "Scorer | None", roi: Roi | None) -> Image | FlawflowError:
     try:
-        return read_fitting(file, scorer, roi)
+        return read_image(file) if scorer is None else scorer.read(file, roi)
     except FlawflowError as error:
         return error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flawflow.calibration import parse_number
-from flawflow.cli.common import check_outputs, say
+from flawflow.cli.common import check_outputs, say, verdict
 from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState
 from flawflow.errors import FlawflowError, ImageError, InputError, OptionError, OutputError
@@ -22,6 +22,7 @@ from flawflow.watching import check_whole, start_monitor, watch
 _GROUP = 8  # images between two writings of the state
 _MOST_PER_DAY = 1_000_000_000
 _TRIES = 3  # looks at a file that does not change and cannot be read
+_MOST_GONE = 100_000  # files no longer listed that are known still: some 6 MB of the state
 Mark = tuple[int, int]  # bytes and nanoseconds of a file's last change
 
 
@@ -30,7 +31,7 @@ class Arrivals:
 
     Args:
         folder: the folder.
-        done: the files that were dealt with, and their marks then.
+        done: the files that were dealt with, and their marks then; first those that are gone longest.
     """
 
     def __init__(self, folder: Path, done: dict[str, Mark]) -> None:
@@ -42,9 +43,13 @@ class Arrivals:
     def poll(self) -> list[Path]:
         """New files that have not changed since the last poll, the oldest first."""
         marks = self._marks()
-        # A folder that looks empty may be a share that is not there for a while: nothing is forgotten for it.
+        self._tries = {name: tries for name, tries in self._tries.items() if name in marks}
+        # A listing of a share can lack files for a while, or all of them: who returns unchanged is not new.
+        gone = [name for name in self.done if name not in marks]
+        listed = {name: mark for name, mark in self.done.items() if name in marks}
         if marks:
-            self.done = {name: mark for name, mark in self.done.items() if name in marks}
+            gone = gone[-_MOST_GONE:]
+        self.done = {name: self.done[name] for name in gone} | listed
         ready = [name for name, mark in marks.items() if self._seen.get(name) == mark != self.done.get(name)]
         self._seen = marks
         return [self.folder / name for name in sorted(ready, key=lambda name: (marks[name][1], name))]
@@ -67,7 +72,7 @@ class Arrivals:
         for file in list_images(self.folder):
             try:
                 state = file.stat()
-            except FileNotFoundError:  # removed since it was listed
+            except OSError:  # removed since it was listed, or out of reach for now
                 continue
             marks[file.name] = (state.st_size, state.st_mtime_ns)
         return marks
@@ -115,8 +120,8 @@ class Log:
 
     def image(self, file: Path, found: Inspection, state: DriftState) -> None:
         """One inspected image."""
-        verdict = "defective" if found.is_defective else "good"
-        print(f"{found.score:12.5g} {found.p_value:8.4f}  {verdict:<9}  {_state(state):<22}  {file}", flush=True)
+        told = verdict(found.is_defective)
+        print(f"{found.score:12.5g} {found.p_value:8.4f}  {told:<9}  {_state(state):<22}  {file}", flush=True)
         if state.alarm is not None:
             print(advice(state), flush=True)
         self._append(
