@@ -12,6 +12,7 @@ import pytest
 
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import generate_image
+from flawflow.errors import OptionError
 from flawflow.evaluation import read_masks
 from flawflow.images import write_image
 from flawflow.types import Sample
@@ -94,6 +95,8 @@ def test_a_cell_is_run_once_and_a_failed_one_again(cell: Cell, tmp_path: Path, m
     assert run(cell, RULES, tmp_path) == first
     assert len(failed) == len(jobs) == 1
     assert "failed" not in first and first["learned_from"] == 4
+    with pytest.raises(OptionError, match="minutes 1.0"):
+        run(cell, replace(RULES, minutes=2.0), tmp_path)
 
 
 def test_all_maps_are_measured_at_one_size() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawflow.datasets import draw_shots, open_folder
+from flawflow.errors import OptionError
 from flawflow.evaluation import read_masks
 from flawflow.files import atomic_path, write_json
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
@@ -116,21 +117,31 @@ def run(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any]:
     """Run a cell, or read it where it was run before; its row, also written to ``folder``.
 
     A cell that fails has the end of what its process said under ``failed``; it is tried again the next time.
+
+    Raises:
+        OptionError: the folder holds the cell as it was run under other rules.
     """
     file = folder / f"{cell.name}.json"
+    asked = {
+        "size": cell.method.size or rules.size,
+        "common": rules.common,
+        "minutes": rules.minutes,
+        "device": rules.device,
+        "settings": rules.settings.get(cell.method.name, {}),
+    }
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
+        differ = [f"{key} {kept.get(key)}" for key, value in asked.items() if kept.get(key) != value]
+        if "failed" not in kept and differ:
+            raise OptionError(f"{file} was run with {', '.join(differ)}: ask for the same, or name another folder")
         if "failed" not in kept:
             return kept
     category = open_folder(cell.product, cell.seed)
-    row: dict[str, Any] = {
+    row: dict[str, Any] = asked | {
         "group": cell.group,
         "method": cell.method.name,
         "network": cell.network,
         "seed": cell.seed,
-        "size": cell.method.size or rules.size,
-        "minutes": rules.minutes,
-        "settings": rules.settings.get(cell.method.name, {}),
         "note": cell.method.note,
     }
     with tempfile.TemporaryDirectory() as work:
