@@ -1,0 +1,162 @@
+"""One cell of the league by a model of the anomalib package; runs in that package's own environment, without ours.
+
+    python anomalib_worker.py JOB.json
+
+The job names images to learn from and images to score, and says neither which of the latter are defective nor where:
+nothing can stop early on them or set a threshold by them. The model is trained without validation images, the state
+after the last epoch counts, and its raw maps are written, before any normalisation.
+"""
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")  # weights come from files, never over the network
+
+import lightning
+import numpy as np
+import timm.models._builder as timm_builder
+import torch
+from anomalib import models
+from anomalib.data import Folder
+from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+Job = dict[str, Any]
+MEMORY_BANKS = ("Patchcore", "Padim")
+
+
+class Watch(Callback):  # type: ignore[misc, unused-ignore]
+    """Ends the training with the epoch in which the minutes run out, and counts the epochs."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end, self.epochs = time.perf_counter() + 60 * minutes, 0
+
+    def on_train_epoch_end(self, trainer: Any, _module: Any) -> None:
+        """Called by the trainer."""
+        self.epochs += 1
+        trainer.should_stop = trainer.should_stop or time.perf_counter() >= self.end
+
+
+def weights_from(file: Path | None) -> None:
+    """Have timm take pretrained weights from this file.
+
+    A network of another shape is refused. Tensors that the file lacks keep their random start, which is harmless only
+    where the method does not look at them: they are named.
+    """
+
+    def load(model: nn.Module, *_: Any, **__: Any) -> None:
+        if file is None:
+            raise SystemExit("the model asks for pretrained weights, and none are at hand")
+        known = {name: tensor.float() for name, tensor in load_file(file).items()}
+        wanted = {n for n in model.state_dict() if not n.endswith("num_batches_tracked")}
+        if not wanted & set(known):
+            raise SystemExit(f"{file.name} holds no tensor of the network that the model asks for")
+        missing = sorted({name.split(".")[0] for name in wanted - set(known)})
+        model.load_state_dict({n: t for n, t in known.items() if n in wanted}, strict=False)
+        print("weights:", file.name, "without", ", ".join(missing) or "nothing", file=sys.stderr)
+
+    timm_builder.load_pretrained = load
+
+
+def build(job: Job) -> Any:
+    """The model, with its preprocessing at the job's size, and nothing that a test image could steer."""
+    weights_from(Path(job["weights"]) if job["weights"] else None)
+    kind, arguments, size = getattr(models, job["model"]), dict(job["arguments"]), (job["size"], job["size"])
+    plain = {"post_processor": False, "evaluator": False, "visualizer": False}
+    if job["model"] == "Dinomaly":
+        from anomalib.models.image.dinomaly import torch_model
+
+        torch_model.DINO_ARCHITECTURES["tiny"] = {
+            "embed_dim": 192,
+            "num_heads": 3,
+            "target_layers": [*range(2, 10)],
+        }
+        before = kind.configure_pre_processor(image_size=size, crop_size=job["size"])
+    elif job["model"] == "Draem":
+        before, arguments["dtd_dir"] = kind.configure_pre_processor(image_size=size), job["textures"]
+    else:
+        before = kind.configure_pre_processor(image_size=size)
+    return kind(pre_processor=before, **arguments, **plain)
+
+
+def fit(model: Any, job: Job, work: Path) -> int:
+    """Train on the job's images; the number of epochs."""
+    good = work / "data" / "good"
+    good.mkdir(parents=True)
+    for number, name in enumerate(job["train"]):
+        (good / f"{number:06}{Path(name).suffix.lower()}").symlink_to(Path(name).resolve())
+    data = Folder(
+        name="product",
+        root=work / "data",
+        normal_dir="good",
+        train_batch_size=job["batch"],
+        num_workers=0,
+        test_split_mode="none",
+        val_split_mode="none",
+        seed=job["seed"],
+    )
+    if job["model"] in MEMORY_BANKS:
+        # They train nothing, but would keep a gradient's graph over every step of the selection: gigabytes.
+        model.requires_grad_(False)
+    watch = Watch(job["minutes"] or float("inf"))
+    arguments: Job = {
+        "max_epochs": job["epochs"],
+        "accelerator": "gpu" if job["device"] == "cuda" else "cpu",
+        "devices": 1,
+        "default_root_dir": work,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "limit_val_batches": 0,
+    }
+    # The package's own engine adds a checkpoint that it chooses on validation images: there are none.
+    lightning.Trainer(callbacks=[watch], **(arguments | model.trainer_arguments)).fit(model, datamodule=data)
+    return watch.epochs
+
+
+@torch.no_grad()
+def score(model: Any, file: str, device: torch.device) -> tuple[float, Any]:
+    """The raw image score and map (h, w) of an image file; without a score of its own, the map's maximum."""
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device)
+    found = model.model(model.pre_processor.transform(x))
+    anomaly_map = found.anomaly_map.float().squeeze().cpu().numpy()
+    return float(anomaly_map.max() if found.pred_score is None else found.pred_score.float().max()), anomaly_map
+
+
+def main() -> None:
+    """Fit, score, write."""
+    job: Job = json.loads(Path(sys.argv[1]).read_text())
+    lightning.seed_everything(job["seed"])
+    with tempfile.TemporaryDirectory() as work:
+        started = time.perf_counter()
+        model = build(job)
+        epochs = fit(model, job, Path(work))
+        seconds = time.perf_counter() - started
+    device = torch.device(job["device"])
+    model = model.to(device).eval()
+    score(model, job["test"][0], device)
+    started = time.perf_counter()
+    found = [score(model, file, device) for file in job["test"]]
+    facts = {
+        "fit_seconds": seconds,
+        "inspect_ms": 1000 * (time.perf_counter() - started) / len(found),
+        "epochs": epochs,
+        "planned": job["epochs"],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    scores, maps = zip(*found, strict=True)
+    np.savez(job["out"], scores=np.array(scores), maps=np.stack(maps), facts=json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

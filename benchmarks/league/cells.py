@@ -1,0 +1,204 @@
+"""A cell of the league: one method on one product with one seed, run in a process of its own and measured here."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from flawflow.datasets import draw_shots, open_folder
+from flawflow.errors import OptionError
+from flawflow.evaluation import read_masks
+from flawflow.files import atomic_path, write_json
+from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
+from flawflow.types import Category, Sample
+from league.methods import Method
+
+_HERE = Path(__file__).resolve().parent
+_TAIL = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is the same for every cell.
+
+    Attributes:
+        size: side of the input of methods without a size of their own, pixels.
+        common: side that all maps (bilinear) and masks (nearest) are brought to before they are measured, pixels.
+        minutes: the longest training; None = as long as the published schedule takes.
+        device: ``cpu`` or ``cuda``.
+        weights: file by timm name.
+        anomalib: interpreter of the environment that holds the anomalib package; None = its methods do not play.
+        textures: folder of images that DRAEM cuts textures from; None = it does not play.
+        settings: changed settings by baseline, for trials; they stand in the cell.
+    """
+
+    size: int
+    common: int
+    minutes: float | None
+    device: str
+    weights: dict[str, Path]
+    anomalib: Path | None = None
+    textures: Path | None = None
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method on one product.
+
+    Attributes:
+        network: the frozen network's timm name; empty for a method that needs none.
+        shots: good images drawn with the seed; None = all.
+    """
+
+    method: Method
+    network: str
+    product: Path
+    shots: int | None
+    seed: int
+
+    @property
+    def group(self) -> str:
+        """What cells are compared within: product and shots."""
+        return f"{self.product.name}-{self.shots or 'all'}"
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's files."""
+        return f"{self.group}-{self.method.name}-{self.network or 'none'}-seed{self.seed}"
+
+    def lacks(self, rules: Rules) -> str | None:
+        """Why it cannot be run under these rules; None = it can."""
+        if self.network and self.network not in rules.weights:
+            return f"no weights of {self.network}"
+        if self.method.kind == "anomalib" and rules.anomalib is None:
+            return "no environment with anomalib"
+        if self.method.name == "draem" and rules.textures is None:
+            return "no folder of textures"
+        return None
+
+
+def job(cell: Cell, category: Category, rules: Rules, out: Path) -> dict[str, Any]:
+    """What a worker is told, but for the files to score."""
+    train = category.train if cell.shots is None else draw_shots(category.train, cell.shots, cell.seed)
+    method = cell.method
+    backbone = {"Dinomaly": "encoder_name"}.get(method.model, "backbone")
+    return {
+        "method": method.name,
+        "kind": method.kind,
+        "product": category.name,
+        "synthesis_class": category.synthesis_class,
+        "network": cell.network,
+        "weights": str(rules.weights[cell.network].resolve()) if cell.network else None,
+        "size": method.size or rules.size,
+        "seed": cell.seed,
+        "device": rules.device,
+        "minutes": rules.minutes,
+        "settings": rules.settings.get(method.name, {}),
+        "textures": str(rules.textures) if rules.textures else None,
+        "model": method.model,
+        "arguments": method.arguments | ({backbone: cell.network} if cell.network else {}),
+        "epochs": method.epochs,
+        "batch": method.batch,
+        "train": [str(sample.path.resolve()) for sample in train],
+        "out": str(out),
+    }
+
+
+def run(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any]:
+    """Run a cell, or read it where it was run before; its row, also written to ``folder``.
+
+    A cell that fails has the end of what its process said under ``failed``; it is tried again the next time.
+
+    Raises:
+        OptionError: the folder holds the cell as it was run under other rules.
+    """
+    file = folder / f"{cell.name}.json"
+    asked = {
+        "size": cell.method.size or rules.size,
+        "common": rules.common,
+        "minutes": rules.minutes,
+        "device": rules.device,
+        "settings": rules.settings.get(cell.method.name, {}),
+    }
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text())
+        differ = [f"{key} {kept.get(key)}" for key, value in asked.items() if kept.get(key) != value]
+        if "failed" not in kept and differ:
+            raise OptionError(f"{file} was run with {', '.join(differ)}: ask for the same, or name another folder")
+        if "failed" not in kept:
+            return kept
+    category = open_folder(cell.product, cell.seed)
+    row: dict[str, Any] = asked | {
+        "group": cell.group,
+        "method": cell.method.name,
+        "network": cell.network,
+        "seed": cell.seed,
+        "note": cell.method.note,
+    }
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "found.npz"
+        told = job(cell, category, rules, out) | {"test": _unnamed(category.test, Path(work) / "test")}
+        (Path(work) / "job.json").write_text(json.dumps(told))
+        done = _worker(cell, rules, Path(work) / "job.json")
+        if done.returncode or not out.exists():
+            row["failed"] = (done.stdout + done.stderr)[-_TAIL:] or f"exit status {done.returncode}"
+            write_json(file, row)
+            return row
+        with np.load(out) as found:
+            maps, scores = to_common(found["maps"], rules.common), found["scores"]
+            row |= json.loads(str(found["facts"]))
+    row |= {"learned_from": len(told["train"])} | measure(maps, scores, category.test)
+    _keep_maps(folder / f"{cell.name}.npz", maps, scores)
+    write_json(file, row)  # last: a cell with its row is whole
+    return row
+
+
+def _unnamed(test: tuple[Sample, ...], folder: Path) -> list[str]:
+    """Links to the test images whose names say nothing of what they show, as their own folders would."""
+    folder.mkdir()
+    links = [folder / f"{number:06}{sample.path.suffix}" for number, sample in enumerate(test)]
+    for link, sample in zip(links, test, strict=True):
+        link.symlink_to(sample.path.resolve())
+    return [str(link) for link in links]
+
+
+def _worker(cell: Cell, rules: Rules, told: Path) -> subprocess.CompletedProcess[str]:
+    own = [sys.executable, "-m", "league.worker"]
+    other = [str(rules.anomalib), str(_HERE / "anomalib_worker.py")]
+    paths = os.pathsep.join([str(_HERE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | ({} if cell.method.kind == "anomalib" else {"PYTHONPATH": paths})
+    command = [*(other if cell.method.kind == "anomalib" else own), str(told)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def to_common(maps: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Maps (N, h, w) → (N, side, side), bilinear."""
+    resized = [cv2.resize(one.astype(np.float32), (side, side), interpolation=cv2.INTER_LINEAR) for one in maps]
+    return np.stack(resized).astype(np.float32)
+
+
+def measure(
+    maps: NDArray[np.float32], scores: NDArray[np.float64], test: tuple[Sample, ...]
+) -> dict[str, float | None]:
+    """All metrics of maps (N, side, side) and scores (N,), by the same functions for every method."""
+    labels = np.array([sample.is_defective for sample in test])
+    masks = read_masks(test, maps.shape[1])
+    pixels = dict.fromkeys(PIXEL_METRICS) if masks is None else pixel_metrics(maps, masks)
+    return image_metrics(scores, labels) | pixels
+
+
+def _keep_maps(file: Path, maps: NDArray[np.float32], scores: NDArray[np.float64]) -> None:
+    """Maps in half precision, each method's over its own range, for the figure alone."""
+    low, high = float(maps.min()), float(maps.max())
+    halves = ((maps - low) / max(high - low, 1e-12)).astype(np.float16)
+    with atomic_path(file) as temporary:
+        np.savez_compressed(temporary, maps=halves, range=np.array([low, high]), scores=scores)

@@ -1,0 +1,113 @@
+"""Who plays: every method with its published settings, and who cannot, with the reason."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+DEIT, RESNET, DENSENET = "deit_tiny_patch16_224", "resnet18", "densenet169"
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One line of the league.
+
+    Attributes:
+        name: as the table and the files call it.
+        kind: ``ours``, ``baseline`` (one of `league.baselines`) or ``anomalib``, in an environment of its own.
+        weights: timm names of the frozen networks that it can be given; empty = it needs none.
+        size: side of its input in pixels; None = the league's.
+        model: its class in the anomalib package.
+        arguments: that class's, beside the backbone's name.
+        epochs, batch: the published schedule.
+        note: how it departs from what was published.
+    """
+
+    name: str
+    kind: Literal["ours", "baseline", "anomalib"]
+    weights: tuple[str, ...] = ()
+    size: int | None = None
+    model: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    epochs: int = 1
+    batch: int = 32
+    note: str = ""
+
+
+METHODS = (
+    Method("ours", "ours", (DEIT, RESNET, DENSENET), note="recipe `default`, at the league's size"),
+    Method("ours-default", "ours", (DEIT,), 512, note="recipe `default` as it comes"),
+    Method("ours-compact", "ours", (), 448, note="recipe `compact` as it comes, on the embedded network"),
+    Method("differnet", "baseline", (RESNET,), 448, note="ResNet-18 up to its third stage instead of AlexNet"),
+    Method("cutpaste", "baseline", (), 256, note="three-way, from scratch"),
+    Method("nsa", "baseline", (), 256, note="logistic labels, from scratch"),
+    Method(
+        "patchcore",
+        "anomalib",
+        (RESNET,),
+        model="Patchcore",
+        arguments={"layers": ["layer2", "layer3"], "coreset_sampling_ratio": 0.1, "num_neighbors": 9},
+        note="published with WideResNet-50",
+    ),
+    Method(
+        "padim",
+        "anomalib",
+        (RESNET,),
+        model="Padim",
+        arguments={"layers": ["layer1", "layer2", "layer3"], "n_features": 100},
+    ),
+    Method("fastflow", "anomalib", (RESNET,), model="Fastflow", epochs=500),
+    Method(
+        "cflow",
+        "anomalib",
+        (RESNET,),
+        model="Cflow",
+        arguments={"layers": ["layer1", "layer2", "layer3"]},
+        epochs=200,
+        note="stages 1–3, since the weights file holds no fourth; 25 × 8 passes",
+    ),
+    Method(
+        "supersimplenet",
+        "anomalib",
+        (RESNET,),
+        model="Supersimplenet",
+        arguments={"layers": ["layer2", "layer3"]},
+        epochs=300,
+        note="published with WideResNet-50",
+    ),
+    Method("uflow", "anomalib", (RESNET,), 448, model="Uflow", epochs=200, batch=10, note="the package fixes its size"),
+    Method(
+        "dinomaly",
+        "anomalib",
+        (DEIT,),
+        model="Dinomaly",
+        epochs=500,
+        batch=16,
+        note="published with DINOv2 ViT-B",
+    ),
+    Method(
+        "draem",
+        "anomalib",
+        model="Draem",
+        epochs=700,
+        batch=8,
+        note="its textures are the images of --textures",
+    ),
+)
+
+CANNOT = {
+    "CS-Flow": "its features are EfficientNet-B5's, whose 304 channels the package fixes; no such weights are at hand",
+    "EfficientAD": "its student learns from a teacher distilled beforehand, whose weights are not at hand",
+    "FastFlow on CaiT-M48, U-Flow on CaiT": "no CaiT weights are at hand",
+    "Dinomaly on DINOv2": "no DINOv2 weights are at hand",
+}
+
+
+def chosen(names: list[str] | None) -> list[Method]:
+    """The methods of these names, in the order of the table; None = all.
+
+    Raises ValueError for an unknown name.
+    """
+    known = {method.name: method for method in METHODS}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"unknown methods {', '.join(unknown)}: expected some of {', '.join(known)}")
+    return [method for name, method in known.items() if names is None or name in names]

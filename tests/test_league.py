@@ -1,0 +1,162 @@
+"""The league: who plays, what a worker is told, that a cell is run once, and what the table says."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flawflow.datasets import open_folder
+from flawflow.datasets.generated import generate_image
+from flawflow.errors import OptionError
+from flawflow.evaluation import read_masks
+from flawflow.images import write_image
+from flawflow.types import Sample
+from league import cells
+from league.cells import Cell, Rules, job, measure, run, to_common
+from league.methods import CANNOT, METHODS, chosen
+from league.table import table
+
+LEAGUE = Path(__file__).resolve().parents[1] / "benchmarks" / "league"
+BY_NAME = {method.name: method for method in METHODS}
+RULES = Rules(64, 32, 1.0, "cpu", {}, settings={"nsa": {"size": 64, "epochs": 1, "batch": 4}})
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A product of six good images to learn from and, for tests, two good and two stained ones."""
+    folder = tmp_path_factory.mktemp("league") / "fabric"
+    for i in range(6):
+        write_image(folder / "train" / "good" / f"{i}.png", generate_image("fabric", i, 0, 64)[0])
+    for i in range(6, 8):
+        write_image(folder / "test" / "good" / f"{i}.png", generate_image("fabric", i, 0, 64)[0])
+        image, mask = generate_image("fabric", i + 2, 0, 64, "stain")
+        write_image(folder / "test" / "stain" / f"{i}.png", image)
+        grey = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
+        write_image(folder / "ground_truth" / "stain" / f"{i}_mask.png", grey)
+    return folder
+
+
+@pytest.fixture
+def cell(product: Path) -> Cell:
+    return Cell(BY_NAME["nsa"], "", product, 4, 0)
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, returncode: int = 0) -> list[dict[str, Any]]:
+    """Have cells answered without a process; the jobs that came."""
+    jobs: list[dict[str, Any]] = []
+
+    def worker(_cell: Cell, _rules: Rules, told: Path) -> subprocess.CompletedProcess[str]:
+        jobs.append(json.loads(told.read_text()))
+        assert all(Path(name).exists() for name in jobs[-1]["test"])
+        count = len(jobs[-1]["test"])
+        facts = json.dumps(
+            {"epochs": 1, "planned": 2, "fit_seconds": 3.0, "inspect_ms": 4.0, "peak_mb": 5.0},
+        )
+        maps = np.random.default_rng(0).random((count, 8, 8))
+        if returncode == 0:
+            np.savez(jobs[-1]["out"], scores=maps.max(axis=(1, 2)), maps=maps, facts=facts)
+        return subprocess.CompletedProcess([], returncode, "", "the last words")
+
+    monkeypatch.setattr(cells, "_worker", worker)
+    return jobs
+
+
+def test_a_worker_is_not_told_what_test_images_show(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = fake(monkeypatch)
+    run(cell, RULES, tmp_path)
+    [told] = jobs
+    test = open_folder(cell.product, 0).test
+    assert len(told["test"]) == len(test)
+    text = json.dumps(told)
+    assert "stain" not in text and "ground_truth" not in text and "mask" not in text
+    assert not set(told["train"]) & {str(sample.path.resolve()) for sample in test}
+
+
+def test_a_job_draws_its_shots_with_its_seed(cell: Cell, tmp_path: Path) -> None:
+    category = open_folder(cell.product, 0)
+    drawn = [job(replace(cell, seed=seed), category, RULES, tmp_path)["train"] for seed in (0, 0, 3)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert {len(files) for files in drawn} == {4}
+    assert len(job(replace(cell, shots=None), category, RULES, tmp_path)["train"]) == 6
+
+
+def test_a_cell_is_run_once_and_a_failed_one_again(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = fake(monkeypatch, returncode=1)
+    assert run(cell, RULES, tmp_path)["failed"] == "the last words"
+    jobs = fake(monkeypatch)
+    first = run(cell, RULES, tmp_path)
+    assert run(cell, RULES, tmp_path) == first
+    assert len(failed) == len(jobs) == 1
+    assert "failed" not in first and first["learned_from"] == 4
+    with pytest.raises(OptionError, match="minutes 1.0"):
+        run(cell, replace(RULES, minutes=2.0), tmp_path)
+
+
+def test_all_maps_are_measured_at_one_size() -> None:
+    rng = np.random.default_rng(0)
+    coarse = rng.random((3, 8, 8)).astype(np.float32)
+    assert to_common(coarse, 32).shape == (3, 32, 32)
+    assert np.array_equal(to_common(coarse, 8), coarse)
+
+
+def test_perfect_maps_measure_one(product: Path) -> None:
+    test = open_folder(product, 0).test
+    masks = read_masks(test, 64)
+    assert masks is not None
+    found = measure(masks.astype(np.float32), masks.any(axis=(1, 2)).astype(np.float64), test)
+    assert [found[name] for name in ("image_auroc", "image_f1_max", "pixel_auroc", "aupro")] == pytest.approx([1.0] * 4)
+    without = tuple(Sample(s.path, s.defect) for s in test)
+    assert measure(masks.astype(np.float32), np.arange(4.0), without)["pixel_auroc"] is None
+
+
+def test_the_table_averages_seeds_and_lists_what_was_not_run() -> None:
+    row = {"group": "bottle-16", "method": "nsa", "network": "", "size": 256, "note": "from scratch", "planned": 320}
+    row |= {"epochs": 20, "fit_seconds": 60.0, "inspect_ms": 9.0, "peak_mb": 800.0, "settings": {}}
+    numbers = dict.fromkeys(("image_auroc", "image_f1_max", "pixel_auroc", "pixel_f1_max"), 0.5) | {"aupro": None}
+    rows = [row | numbers | {"seed": 0}, row | numbers | {"seed": 1, "image_auroc": 0.7, "epochs": 30}]
+    broken = {"group": "bottle-16", "method": "uflow", "network": "resnet18", "failed": "Traceback\nno such thing"}
+    text = table([*rows, broken], {"padim resnet18": "no environment with anomalib"})
+    [line] = [line for line in text.splitlines() if line.startswith("| nsa")]
+    assert line.split(" | ")[3:5] == ["0.6000 ± 0.1000", "0.5000 ± 0.0000"]
+    assert "20–30 of 320" in line and " – |" in line
+    assert "uflow on bottle-16: no such thing." in text
+    assert all(f"- {name}: " in text for name in ("padim resnet18", *CANNOT))
+
+
+def test_players_are_known_by_name_and_kept_apart() -> None:
+    assert [method.name for method in chosen(["nsa", "ours"])] == ["ours", "nsa"]
+    assert chosen(None) == list(METHODS)
+    with pytest.raises(ValueError, match="unknown methods nobody"):
+        chosen(["nobody"])
+    assert len(BY_NAME) == len(METHODS)
+    assert "import flawflow" not in (LEAGUE / "anomalib_worker.py").read_text()
+    assert "from flawflow" not in (LEAGUE / "anomalib_worker.py").read_text()
+
+
+def test_a_cell_says_what_it_lacks(cell: Cell) -> None:
+    assert cell.lacks(RULES) is None
+    padim = Cell(BY_NAME["padim"], "resnet18", cell.product, None, 0)
+    assert padim.lacks(RULES) == "no weights of resnet18"
+    assert padim.lacks(replace(RULES, weights={"resnet18": Path("w")})) == "no environment with anomalib"
+    assert Cell(BY_NAME["draem"], "", cell.product, None, 0).lacks(replace(RULES, anomalib=Path("p"))) is not None
+
+
+def test_one_command_fits_scores_and_draws(product: Path, tmp_path: Path) -> None:
+    settings = json.dumps(RULES.settings)
+    command = [sys.executable, str(LEAGUE), str(product), "-o", str(tmp_path), "--methods", "nsa", "--shots", "4"]
+    command += ["--seeds", "1", "--common", "32", "--device", "cpu", "--settings", settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "fabric-4-nsa-none-seed0.json").read_text())
+    assert row["epochs"] == row["planned"] == 1 and 0 <= row["image_auroc"] <= 1
+    with np.load(tmp_path / "fabric-4-nsa-none-seed0.npz") as kept:
+        assert kept["maps"].shape == (4, 32, 32) and kept["maps"].dtype == np.float16
+    assert "nsa with changed settings" in (tmp_path / "league.md").read_text()
+    assert (tmp_path / "fabric-4-seed0.png").read_bytes()[:4] == b"\x89PNG"
