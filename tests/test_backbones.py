@@ -261,7 +261,8 @@ def test_without_network_the_error_names_the_file_and_the_command(capsys: pytest
     start = time.monotonic()
     with pytest.raises(WeightsError) as caught:
         build_backbone(default_spec("cait_m48_448"), 448)
-    assert time.monotonic() - start < 5
+    # Retries would take minutes; nothing else here depends on the machine.
+    assert time.monotonic() - start < 60
     assert "`hf download timm/cait_m48_448.fb_dist_in1k model.safetensors" in str(caught.value)
     assert "--weights model.safetensors" in str(caught.value)
     assert capsys.readouterr().err == "fetching weights of cait_m48_448 from timm's hub\n"
