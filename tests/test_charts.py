@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flawflow.errors import InputError
@@ -41,6 +41,7 @@ def test_a_histogram_counts_every_value_once(good: list[float], bad: list[float]
 
 @few
 @given(values, st.integers(0, 39))
+@example([0.0, 3.4e-122], 0)  # one place on the paper, two sides of the line
 def test_a_mark_separates_the_bars_as_a_threshold_does_the_values(scores: list[float], which: int) -> None:
     line = sorted(scores)[which % len(scores)]  # a score itself, as a threshold is one
     chart = parsed(histogram_chart("s", [Group("g", scores, "good")], "score", [Mark("line", line)]))
@@ -50,10 +51,8 @@ def test_a_mark_separates_the_bars_as_a_threshold_does_the_values(scores: list[f
         begin, end = float(bar.attrib["x"]), float(bar.attrib["x"]) + float(bar.attrib["width"])
         assert end < place or begin > place
         counts["left" if end < place else "right"] += int((bar.find("title").text or "").split(": ")[1])  # type: ignore[union-attr]
-    # Scores that the paper cannot tell apart from the line lie on its left.
-    across = np.ptp(scores) * 1e-9
-    assert sum(v <= line for v in scores) <= counts["left"] <= sum(v <= line + across for v in scores)
-    assert counts["left"] + counts["right"] == len(scores)
+    # Exactly, and so also where the paper cannot tell a score from the line.
+    assert counts == {"left": sum(v <= line for v in scores), "right": sum(v > line for v in scores)}
 
 
 def test_a_far_outlier_leaves_the_good_images_room() -> None:

@@ -132,7 +132,7 @@ def histogram_chart(
     marks = [mark for mark in marks if math.isfinite(mark.value)]
     across, stretched = _score_scale(pooled, np.asarray(groups[0].values, np.float64), marks)
     places = _bin_edges(bins, across(marks[0].value) if marks else _LEFT)
-    counts = [_counted([across(v) for v in group.values], places) for group in groups]
+    counts = [_counted(group.values, across, places, marks[:1]) for group in groups]
     up = _linear([0.0, float(max(c.max() for c in counts))], Axis("", 0.0, whole=True), _HEIGHT - _BOTTOM, _TOP)
     parts = [_axes(across, up, label + ", axis stretched near the good images" * stretched, "images")]
     parts += [_bars(group, count, places, up) for group, count in zip(groups, counts, strict=True)]
@@ -147,9 +147,18 @@ def _bin_edges(bins: int, between: float) -> NDArray[np.float64]:
     return np.concatenate([[left], edges[(edges > left + 3) & (edges < right - 3)], [right]])
 
 
-def _counted(values: Sequence[float], edges: NDArray[np.float64]) -> NDArray[np.intp]:
-    """How many lie in each bin, the right edge included."""
-    found = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(edges) - 2)
+def _counted(
+    values: Sequence[float], across: _Scale, edges: NDArray[np.float64], between: Sequence[Mark]
+) -> NDArray[np.intp]:
+    """How many lie in each bin, the right edge included; the mark parts the values themselves.
+
+    Two values may fall on one place of the paper and yet lie on either side of the threshold.
+    """
+    found = np.clip(np.searchsorted(edges, [across(v) for v in values], side="left") - 1, 0, len(edges) - 2)
+    for mark in between:
+        first_right = int(np.abs(edges - across(mark.value)).argmin())
+        over = np.array([v > mark.value for v in values], bool)
+        found = np.where(over, np.maximum(found, first_right), np.minimum(found, first_right - 1))
     return np.bincount(found, minlength=len(edges) - 1)
 
 
@@ -178,14 +187,18 @@ def _score_scale(pooled: NDArray[np.float64], good: NDArray[np.float64], marks: 
     reference = good if good.size else pooled
     centre, spread = float(np.median(reference)), float(np.ptp(np.quantile(reference, (0.05, 0.95))))
     # Values that double precision hardly tells apart still need an axis with a length.
-    pad = max((high - low) * 0.02, 1e-9 * max(1.0, abs(low), abs(high)))
-    if spread <= 0 or high - low < 6 * spread:
+    least = 1e-9 * max(1.0, abs(low), abs(high))
+    pad = max((high - low) * 0.02, least)
+    if spread <= least or high - low < 6 * spread:
         return _linear([low - pad, high + pad], Axis(""), _LEFT, _WIDTH - _RIGHT), False
 
     def bend(value: float) -> float:
         return math.asinh((value - centre) / spread)
 
-    scale = _Scale(low - spread / 4, high + pad, _LEFT, _WIDTH - _RIGHT, (), bend)
+    # Padded on the paper, so that a mark at an end of the axis has a bin on either side.
+    margin = (bend(high) - bend(low)) * 0.02
+    low, high = (centre + spread * math.sinh(end) for end in (bend(low) - margin, bend(high) + margin))
+    scale = _Scale(low, high, _LEFT, _WIDTH - _RIGHT, (), bend)
     return _Scale(scale.low, scale.high, scale.start, scale.end, _sparse_ticks(scale, spread), bend), True
 
 
