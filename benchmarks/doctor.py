@@ -173,7 +173,7 @@ def three_values(mask: Picture) -> Picture:
 
 
 def hidden(bottle: Path, weights: Path | None, seeds: int, store: Path | None) -> None:
-    recipe, device = named_recipe("default"), torch.device("cpu")
+    recipe, device = named_recipe("deit"), torch.device("cpu")
     backbone = build_backbone(recipe.backbone, recipe.size, weights)
     good = sorted((bottle / "train/good").glob("*.png"))
     bad = [file for file in sorted((bottle / "test").glob("*/*.png")) if file.parent.name != "good"]

@@ -82,7 +82,7 @@ def prepare(
     file = work / "part.flaw"
     if not file.exists():
         learned = tuple(good[i] for i in sorted(order[:learn].tolist()))
-        recipe = named_recipe("default").change({"size": str(size)})
+        recipe = named_recipe("deit").change({"size": str(size)})
         part = Category(root.name, "folder", learned)
         fit(part, recipe, weights=weights, store=StoreOptions(keep=False), say=print).save(file)
     bad = [s for s in category.test if s.is_defective]

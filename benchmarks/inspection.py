@@ -3,7 +3,7 @@
     python benchmarks/inspection.py FOLDER --weights FOLDER [--size 256] [--shots N] [--threads 2] [--json FILE]
 
 Fits one detector a backbone on the good images of FOLDER (a product in MVTec's layout or a folder of images), with
-the recipe `default` otherwise, and inspects its test images one by one. The backbones take turns, image for image, so
+the recipe `deit` but for the embedded one, and inspects its test images one by one. The backbones take turns, image for image, so
 that other work on the machine falls on all alike. A backbone whose NAME.safetensors is not in the weights' folder is
 left out, and named. One line a backbone: images a second (of the median time), its quartiles, and the ratio to the
 first.
@@ -36,11 +36,11 @@ BACKBONES = {
 
 
 def recipe_with(name: str, size: int) -> Recipe:
-    """The recipe `compact`, or `default` on another backbone, at this input size."""
+    """The recipe `default`, or `deit` on another backbone, at this input size."""
     if name == COMPACT:
-        return named_recipe("compact").change({"size": str(size)})
+        return named_recipe("default").change({"size": str(size)})
     settings = {f"backbone.{key}": value for key, value in BACKBONES[name].items()}
-    return named_recipe("default").change({"backbone.name": name, "size": str(size), **settings})
+    return named_recipe("deit").change({"backbone.name": name, "size": str(size), **settings})
 
 
 def timed(detectors: dict[str, Detector], samples: list[Sample]) -> dict[str, list[float]]:

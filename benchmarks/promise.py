@@ -62,7 +62,7 @@ class Row:
 
 def score_product(options: argparse.Namespace) -> dict[str, Values]:
     """Fit on some good images, score the others: image scores and map peaks, in the order of the files' names."""
-    recipe = named_recipe("default").change(dict(item.split("=", 1) for item in options.set))
+    recipe = named_recipe("deit").change(dict(item.split("=", 1) for item in options.set))
     category = open_folder(options.product, options.seed)
     good = tuple(sorted((*category.train, *(s for s in category.test if not s.is_defective)), key=lambda s: s.path))
     learn = draw_shots(good, options.learn, options.seed)

@@ -2,9 +2,9 @@
 
     python pretraining/targets.py --photos FOLDER --weights FOLDER --out FOLDER
 
-writes ``pictures.npy`` (N, 128, 128, 3) uint8, ``targets.npy`` (N, 16, 16, D) float16 and ``targets.json``; a second
-call goes on where the first was stopped. Teachers see the picture at 256 pixels (DeiT) or at 128 (ResNet-18,
-DenseNet-169), the pupil at 128, so that one cell of each of them covers the same 8 pupil's pixels.
+writes ``pictures.npy`` (N, 256, 256, 3) uint8, ``targets.npy`` (N, 16, 16, D) float16 and ``targets.json``; a second
+call goes on where the first was stopped. The pupil and DeiT see the picture at 256 pixels, ResNet-18 and DenseNet-169
+at 128, where a cell of theirs covers what a token of DeiT does: 16 of the pupil's pixels.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from torch import Tensor
 from flawflow.backbones import Backbone, BackboneSpec, build_backbone
 from pictures import SIDE, Picture, draw_picture, photographs
 
-PUPIL_SIDE = SIDE // 2
-GRID = PUPIL_SIDE // 8
+SMALL_SIDE = SIDE // 2  # of what convolutional teachers see
+GRID = SIDE // 16
 BLOCK = 256  # pictures between two entries of the journal
 FITTED = 512  # pictures that whitening is learned from
 # name, tap, side of its input, dimensions kept of its principal components
 TEACHERS: tuple[tuple[str, int, int, int], ...] = (
     ("deit_tiny_patch16_224", 3, SIDE, 112),
     ("deit_tiny_patch16_224", 5, SIDE, 112),
-    ("resnet18", 2, PUPIL_SIDE, 64),
-    ("resnet18", 3, PUPIL_SIDE, 96),
-    ("densenet169", 2, PUPIL_SIDE, 96),
+    ("resnet18", 2, SMALL_SIDE, 64),
+    ("resnet18", 3, SMALL_SIDE, 96),
+    ("densenet169", 2, SMALL_SIDE, 96),
 )
 DIMENSIONS = sum(kept for *_, kept in TEACHERS)
 
@@ -50,8 +50,8 @@ def build_teachers(weights: Path) -> list[Backbone]:
 
 
 def shrink(picture: Picture) -> Picture:
-    """A picture at the pupil's size."""
-    return np.asarray(cv2.resize(picture, (PUPIL_SIDE, PUPIL_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
+    """A picture at half its size."""
+    return np.asarray(cv2.resize(picture, (SMALL_SIDE, SMALL_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def look(teachers: list[Backbone], pictures: NDArray[np.uint8]) -> list[Tensor]:
@@ -97,7 +97,7 @@ def make_targets(photos: list[Path], weights: Path, folder: Path, count: int, se
             raise SystemExit(f"{folder} holds other targets ({old}): name another --out or remove it")
         state["done"] = old["done"]
     mode = "r+" if state["done"] else "w+"
-    small = np.lib.format.open_memmap(folder / "pictures.npy", mode, np.uint8, (count, PUPIL_SIDE, PUPIL_SIDE, 3))
+    pictures = np.lib.format.open_memmap(folder / "pictures.npy", mode, np.uint8, (count, SIDE, SIDE, 3))
     targets = np.lib.format.open_memmap(folder / "targets.npy", mode, np.float16, (count, GRID, GRID, DIMENSIONS))
     teachers = build_teachers(weights)
     with Pool(1) as pool:
@@ -107,11 +107,11 @@ def make_targets(photos: list[Path], weights: Path, folder: Path, count: int, se
         draw = _Draw(photos, seed, count)
         for start, drawn in zip(blocks, pool.imap(draw, blocks), strict=True):
             stop = start + len(drawn)
-            small[start:stop] = [shrink(picture) for picture in drawn]
+            pictures[start:stop] = drawn
             for low in range(0, len(drawn), 64):
                 seen = look(teachers, drawn[low : low + 64])
                 targets[start + low : start + low + len(seen[0])] = whiten(seen, whitening)
-            small.flush()
+            pictures.flush()
             targets.flush()
             state["done"] = stop
             journal.write_text(json.dumps(state))

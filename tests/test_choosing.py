@@ -111,7 +111,7 @@ def test_what_cannot_be_chosen_from_is_refused(product: Path) -> None:
 
 def test_without_weights_it_chooses_among_what_comes_with_the_package() -> None:
     assert all(recipe.backbone.name in EMBEDDED for recipe in candidates())
-    assert [one for one in candidates(brought=True) if one.backbone.name not in EMBEDDED] == [named_recipe("default")]
+    assert [one for one in candidates(brought=True) if one.backbone.name not in EMBEDDED] == [named_recipe("deit")]
 
 
 def test_each_trial_has_a_checkpoint_of_its_own() -> None:
@@ -129,7 +129,7 @@ def test_the_command_writes_what_was_tried_and_leaves_no_checkpoint(
     told = capsys.readouterr().err
     assert told.count("trying ") == 2 and told.count("chosen: ") == 1
     page = (tmp_path / "part.html").read_text()
-    assert "Recipes tried" in page and "compact (compact, 64 px)" in page
+    assert "Recipes tried" in page and "default (compact, 64 px)" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.flaw", "part.html"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flawflow.backbones import COMPACT, EMBEDDED_SHA256, BackboneSpec, build_backbone, default_spec, embedded_file
 from flawflow.backbones import library as weights_library
-from flawflow.backbones.compact import JOINED, LEVELS, WIDTHS, CompactNetwork, equalise
+from flawflow.backbones.compact import LEVELS, WIDTHS, CompactNetwork, equalise
 from flawflow.backbones.library import CHOICE, fetch_weights, known_weights, verify_weights
 from flawflow.cli import main
 from flawflow.errors import FlawflowError, OptionError, WeightsError
@@ -48,7 +48,7 @@ def test_the_embedded_backbone_needs_neither_timm_nor_torchvision_nor_network() 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(1, 256, 8, 8)"
+    assert done.stdout.strip() == "(1, 192, 4, 4)"
 
 
 @pytest.mark.parametrize("size", [32, 100, 255, 256])
@@ -56,7 +56,7 @@ def test_any_input_size_gives_every_level(size: int) -> None:
     backbone = build_backbone(BackboneSpec(COMPACT, tuple(range(LEVELS))), size)
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     side = -(-size // 4)
-    assert backbone(images).shape == (2, sum(WIDTHS) + JOINED, side, side)
+    assert backbone(images).shape == (2, sum(WIDTHS) + WIDTHS[-1], side, side)
 
 
 def test_it_judges_each_image_alone() -> None:
@@ -70,6 +70,25 @@ def test_equalised_locations_have_unit_root_mean_square_whatever_their_strength(
     features = torch.randn(2, 16, 5, 5) * torch.tensor([10.0, 1e3]).view(2, 1, 1, 1)
     power = equalise(features).square().mean(dim=1)
     torch.testing.assert_close(power, torch.ones_like(power), rtol=1e-3, atol=1e-3)
+
+
+def test_weights_of_another_network_are_told_where_they_belong(tmp_path: Path) -> None:
+    file = tmp_path / "deit.safetensors"
+    save_file({"patch_embed.proj.weight": torch.zeros(4, 3, 16, 16)}, file)
+    with pytest.raises(WeightsError, match=r"another network than compact.*--recipe deit"):
+        build_backbone(default_spec(COMPACT), 64, file)
+
+
+def test_what_lies_behind_the_last_tap_is_neither_needed_nor_computed() -> None:
+    network = CompactNetwork().eval()
+    images = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        whole = network(images)
+        for last in range(LEVELS):
+            part = network(images, last)
+            assert len(part) == last + 1
+            for one, other in zip(part, whole, strict=False):
+                assert torch.equal(one, other)
 
 
 def test_a_level_that_is_not_there() -> None:

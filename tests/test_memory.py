@@ -97,8 +97,20 @@ def test_the_least_likely_share_of_the_training_cells_is_remembered() -> None:
     assert float((lowered + log_det)[above].max()) < 1e-3
 
 
+@pytest.mark.parametrize("images", [10, 40])
+def test_of_more_images_a_smaller_share_is_remembered(images: int) -> None:
+    config = FlowConfig(blocks=1, subnet="pointwise", hidden=4, dropout=0.0, memory=0.1, memory_most=50)
+    flow = Flow(C, config, 0).eval()
+    assert flow.memory is not None
+    maps = np.random.default_rng(0).standard_normal((images, C, SIDE, SIDE)).astype(np.float16)
+    remember(flow, [maps, maps[:, :, ::-1]], torch.device("cpu"))
+    assert len(flow.memory.latents) == pytest.approx(50, abs=2)
+
+
 def test_a_memory_without_the_likelihood_is_refused() -> None:
     with pytest.raises(OptionError, match="flow.memory=0"):
         named_recipe("default").change({"scoring.score": "density"})
     with pytest.raises(OptionError, match="share in"):
         Flow(C, FlowConfig(memory=1.5), 0)
+    with pytest.raises(OptionError, match="count of at least 1"):
+        Flow(C, FlowConfig(memory_most=0), 0)

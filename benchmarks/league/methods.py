@@ -33,9 +33,9 @@ class Method:
 
 
 METHODS = (
-    Method("ours", "ours", (DEIT, RESNET, DENSENET), note="recipe `default`, at the league's size"),
-    Method("ours-default", "ours", (DEIT,), 512, note="recipe `default` as it comes"),
-    Method("ours-compact", "ours", (), 448, note="recipe `compact` as it comes, on the embedded network"),
+    Method("ours", "ours", (DEIT, RESNET, DENSENET), note="recipe `deit`, at the league's size"),
+    Method("ours-deit", "ours", (DEIT,), 512, note="recipe `deit` as it comes"),
+    Method("ours-default", "ours", (), 448, note="recipe `default` as it comes, on the embedded network"),
     Method("differnet", "baseline", (RESNET,), 448, note="ResNet-18 up to its third stage instead of AlexNet"),
     Method("cutpaste", "baseline", (), 256, note="three-way, from scratch"),
     Method("nsa", "baseline", (), 256, note="logistic labels, from scratch"),

@@ -22,7 +22,7 @@ from flawflow.backbones import default_spec
 from flawflow.backbones.timm_models import default_taps
 from flawflow.fitting import StoreOptions, fit
 from flawflow.images import read_image
-from flawflow.recipe import Recipe, compact, default
+from flawflow.recipe import Recipe, default, deit
 from flawflow.types import AnomalyMap, Category, Image, Sample
 from league.baselines.common import Baseline, Clock
 from league.baselines.cutpaste import CutPaste, CutPasteBaselineSettings
@@ -35,9 +35,9 @@ Score = Callable[[Image], tuple[float, AnomalyMap]]
 
 def our_recipe(job: Job) -> Recipe:
     """The recipe of a job; a network other than the recipe's is tapped where its kind is by default."""
-    if job["method"] == "ours-compact":
-        return compact()
-    recipe = replace(default(), size=job["size"])
+    if job["method"] == "ours-default":
+        return default()
+    recipe = replace(deit(), size=job["size"])
     if job["network"] != recipe.backbone.name:
         # Roots tame the heavy tails of convolutional features, as the results on other backbones have it.
         recipe = replace(recipe, backbone=replace(default_spec(job["network"]), root=True))

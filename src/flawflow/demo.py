@@ -13,7 +13,7 @@ from flawflow.fitting import StoreOptions
 from flawflow.pages import write_report
 from flawflow.recipe import Recipe, named_recipe
 
-RECIPES = ("compact", "filters")
+RECIPES = ("default", "filters")
 # The generated images have 256 pixels; their few good ones are learned in two epochs.
 SIZE, EPOCHS = 256, 2
 

@@ -297,7 +297,9 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.devi
 
     step = math.ceil(len(maps[0]) / 64)
     sample = torch.cat([scored(row[None])[1] for one in maps for row in one[::step]]).flatten()
-    rank = max(1, round((1 - flow.config.memory) * sample.numel()))
+    cells = sum(len(one) for one in maps) * math.prod(maps[0].shape[2:])
+    share = min(flow.config.memory, flow.config.memory_most / cells)
+    rank = max(1, round((1 - share) * sample.numel()))
     threshold = float(sample.kthvalue(rank).values)
     latents, places = [], []
     for one in maps:

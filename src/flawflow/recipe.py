@@ -180,11 +180,12 @@ def paper() -> Recipe:
 
 
 def default() -> Recipe:
-    """The best recipe found so far for two cores and a few minutes; docs/experiments.md tells how."""
+    """The best recipe found so far for two cores and a few minutes, on the network that comes with the package:
+    nothing to bring, nothing to fetch; docs/experiments.md tells how it was found."""
     return Recipe(
         name="default",
-        size=512,
-        backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
+        size=448,
+        backbone=BackboneSpec(name=COMPACT, taps=(3,)),
         flow=FlowConfig(
             blocks=4,
             subnet="pointwise",
@@ -216,16 +217,9 @@ def default() -> Recipe:
     )
 
 
-def compact() -> Recipe:
-    """The recipe `default` on the network that comes with the package: nothing to bring, nothing to fetch."""
-    return replace(
-        default(),
-        name="compact",
-        size=448,
-        backbone=BackboneSpec(name=COMPACT, taps=(3,)),
-        # Its grid is twice as fine as that of the tokens: one view does.
-        scoring=ScoringConfig(score="nll", top=0.003, level=0.9),
-    )
+def deit() -> Recipe:
+    """The recipe `default` on DeiT-Tiny, whose weights have to be brought."""
+    return replace(default(), name="deit", size=512, backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)))
 
 
 def filters() -> Recipe:
@@ -243,7 +237,7 @@ def filters() -> Recipe:
     )
 
 
-RECIPES = {"default": default, "compact": compact, "paper": paper, "filters": filters}
+RECIPES = {"default": default, "deit": deit, "paper": paper, "filters": filters}
 AUTO = "auto"
 
 
@@ -251,10 +245,10 @@ def candidates(brought: bool = False) -> list[Recipe]:
     """What `auto` chooses from, the best on most products first.
 
     Args:
-        brought: a backbone or its weights are at hand, and `default` takes part.
+        brought: a backbone or its weights are at hand, and `deit` takes part.
     """
-    embedded = [compact(), replace(compact(), size=256), filters()]
-    return [default(), *embedded] if brought else embedded
+    embedded = [default(), replace(default(), size=256), filters()]
+    return [deit(), *embedded] if brought else embedded
 
 
 def named_recipe(name: str) -> Recipe:

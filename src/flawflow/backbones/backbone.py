@@ -182,7 +182,13 @@ def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backb
 
 def _build_compact(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:
     file = weights or embedded_file()
-    return _fill_compact(spec, size, read_tensors(file), f"{file} for {COMPACT}")
+    tensors = read_tensors(file)
+    if not any(name.startswith(("stem.", "tokens.")) for name in tensors):
+        raise WeightsError(
+            f"{file} holds another network than {COMPACT}, which comes with the package and needs no file: name the "
+            "file's network with --backbone, or its recipe (--recipe deit for DeiT-Tiny), or leave --weights out"
+        )
+    return _fill_compact(spec, size, tensors, f"{file} for {COMPACT}")
 
 
 def _fill_compact(spec: BackboneSpec, size: int, tensors: Mapping[str, Tensor], source: str) -> Backbone:
@@ -256,7 +262,7 @@ def _level_shapes(levels: nn.Module, images: Tensor) -> list[tuple[int, int, int
 
 
 def default_spec(name: str) -> BackboneSpec:
-    """Sensible taps for a model name: see `timm_models.default_taps`; the join of ``"compact"``, all four
+    """Sensible taps for a model name: see `timm_models.default_taps`; the last level of ``"compact"``, all four
     octaves of ``"filters"``.
 
     Raises:

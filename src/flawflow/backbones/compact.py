@@ -1,4 +1,4 @@
-"""The embedded backbone's network: small, convolutional, any input size; `pretraining/` makes its weights."""
+"""The embedded backbone's network: small, hybrid, any input size; `pretraining/` makes its weights."""
 
 from pathlib import Path
 
@@ -9,22 +9,25 @@ from torch.nn import functional
 from flawflow.errors import OptionError
 
 WIDTHS = (48, 96, 192)  # channels at strides 4, 8 and 16
-BLOCKS = (1, 2, 3)
+BLOCKS = (0, 1, 1)  # convolutional residual blocks at each
 LEVELS = len(WIDTHS) + 1
-JOINED = 256  # channels of the joined map at stride 8
+TOKENS = 4  # attention blocks at stride 16
+HEADS = 4
+HIDDEN = 576
 FLOOR = 1e-3
 LICENCE = "apache-2.0"
 # Of the weights file that comes with the package.
-EMBEDDED_SHA256 = "c04ebc802029aee544b254ca41e1f4d29994f063bbd035341b517dfd8ae4725e"
+EMBEDDED_SHA256 = "52a5b8df0912db4aa885bc0902b39db917b5945c090d6175aa19ef5adc470068"
 NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and spread of its input, of values in [0, 1]
 
 
 class CompactNetwork(nn.Module):
-    """Plain 3×3 convolutions, the fastest per operation on a processor, at strides 4, 8 and 16.
+    """Plain 3×3 convolutions, the fastest per operation on a processor, down to stride 16, then attention there.
 
-    After each stage a location's channels are brought to unit root mean square: a faint mark on a smooth
-    surface and a strong one then differ less than mark and surface do, which token networks have from
-    their layer norms and convolutional ones lack.
+    After each convolutional stage a location's channels are brought to unit root mean square: a faint mark on a
+    smooth surface and a strong one then differ less than mark and surface do, which token networks have from their
+    layer norms and convolutional ones lack. Attention lets a location be seen against the whole image, which is
+    what tells a piece of the surface that lies elsewhere than it belongs.
     """
 
     def __init__(self) -> None:
@@ -39,24 +42,26 @@ class CompactNetwork(nn.Module):
             nn.Sequential(*(_Residual(width) for _ in range(count)))
             for width, count in zip(WIDTHS, BLOCKS, strict=True)
         )
-        self.near = nn.Conv2d(second, JOINED, 1)
-        self.wide = nn.Conv2d(third, JOINED, 1)
+        self.tokens = nn.ModuleList(_Token(third) for _ in range(TOKENS))
+        self.norm = nn.LayerNorm(third)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, last: int = LEVELS - 1) -> list[Tensor]:
         """Normalised images (B, 3, S, S) → maps of 48, 96 and 192 channels at strides 4, 8 and 16, and the
-        join of the latter two, 256 channels at stride 8."""
+        192 channels at stride 16 after attention; those up to the last one asked for."""
         features = functional.relu_(self.stem(images))
         maps = []
-        for down, stage in zip(self.downs, self.stages, strict=True):
+        for down, stage in zip(self.downs[: last + 1], self.stages, strict=False):
             features = equalise(stage(functional.relu_(down(features))))
             maps.append(features)
-        near, wide = self.near(maps[1]), self.wide(maps[2])
-        wide = functional.interpolate(wide, near.shape[-2:], mode="bilinear", align_corners=False)
-        return [*maps, equalise(functional.relu_(near + wide))]
+        if last < len(self.stages):
+            return maps
+        for block in self.tokens:
+            features = block(features)
+        return [*maps, self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)]
 
 
 class CompactLevels(nn.Module):
-    """The network that gives some of its levels: 0 to 2 its stages, 3 their join.
+    """The network that gives some of its levels: 0 to 2 its convolutional stages, 3 what attention makes of the last.
 
     Raises:
         OptionError: there is no such level.
@@ -71,7 +76,7 @@ class CompactLevels(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, S, S) → one map (B, C, h, w) a tap."""
-        maps = self.network(images.contiguous(memory_format=torch.channels_last))
+        maps = self.network(images.contiguous(memory_format=torch.channels_last), self.taps[-1])
         return [maps[tap] for tap in self.taps]
 
 
@@ -88,6 +93,33 @@ class _Residual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return functional.relu_(features + self.second(functional.relu_(self.first(features))))
+
+
+class _Token(nn.Module):
+    """Attention over all locations, then two layers at each; where a location lies, it knows from its neighbours alone
+    (a depthwise convolution), so that any input size will do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.place = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.norm_layers = nn.LayerNorm(width)
+        self.first = nn.Linear(width, HIDDEN)
+        self.second = nn.Linear(HIDDEN, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        batch, width, height, across = features.shape
+        features = features + self.place(features)
+        tokens = features.permute(0, 2, 3, 1).reshape(batch, height * across, width)
+        qkv = self.qkv(self.norm_attention(tokens)).view(batch, -1, 3, HEADS, width // HEADS)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        seen = functional.scaled_dot_product_attention(query, key, value)
+        tokens = tokens + self.project(seen.transpose(1, 2).reshape(batch, -1, width))
+        tokens = tokens + self.second(functional.gelu(self.first(self.norm_layers(tokens))))
+        mixed: Tensor = tokens.view(batch, height, across, width).permute(0, 3, 1, 2)
+        return mixed
 
 
 def equalise(features: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class BackboneSpec:
         taps: increasing and 0-based. Transformers: block indices, each tapped after the block and sent
             through the model's final norm. Convolutional networks: timm's feature levels (resnet18:
             0 stem at 1/2, 1 layer1 at 1/4, 2 layer2 at 1/8, 3 layer3 at 1/16, 4 layer4 at 1/32).
-            ``"compact"``: 0, 1, 2 its stages at 1/4, 1/8 and 1/16, 3 their join at 1/8. ``"filters"``:
+            ``"compact"``: 0, 1, 2 its stages at 1/4, 1/8 and 1/16, 3 attention's at 1/16. ``"filters"``:
             octaves of the filter bank, 0 (finest) to 3. Several taps are joined along channels.
         stride: input pixels per cell of the feature map; None = the finest tap's own. Levels on another
             grid are resized bilinearly.

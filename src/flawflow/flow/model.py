@@ -27,6 +27,8 @@ class FlowConfig:
         places: then standardise each channel at each place of the grid, as far as the images allow.
         shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1].
         memory: share of the training cells, the least likely ones, that is remembered after training; 0 = none.
+        memory_most: about how many cells are remembered at most, so that neither the detector's file nor the time of an
+            inspection grows without end with the number of training images.
         reach: how many cells away a remembered place still counts.
         recompute: keep no activations in training, and find them again by undoing the couplings: a third more time,
             and memory that does not grow with the number of blocks.
@@ -42,6 +44,7 @@ class FlowConfig:
     places: bool = False
     shrinkage: float = 0.0
     memory: float = 0.0
+    memory_most: int = 100_000
     reach: int = 2
     recompute: bool = False
 
@@ -69,9 +72,10 @@ class Flow(nn.Module):
             raise OptionError(f"{config}: expected blocks ≥ 1, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
         if not 0 <= config.shrinkage <= 1:
             raise OptionError(f"flow.shrinkage is {config.shrinkage}: expected a number in [0, 1]")
-        if not 0 <= config.memory < 1 or config.reach < 0:
+        if not 0 <= config.memory < 1 or config.reach < 0 or config.memory_most < 1:
             raise OptionError(
-                f"flow.memory is {config.memory} and reach {config.reach}: expected a share in [0, 1) and cells ≥ 0"
+                f"flow.memory is {config.memory}, memory_most {config.memory_most} and reach {config.reach}: "
+                "expected a share in [0, 1), a count of at least 1 and cells ≥ 0"
             )
         self.channels = channels
         self.config = config
