@@ -2,11 +2,12 @@
 
     python benchmarks/doctor.py BOTTLE copies [--seeds 3]
     python benchmarks/doctor.py BOTTLE faults
-    python benchmarks/doctor.py BOTTLE hidden --weights FILE [--seeds 5]
+    python benchmarks/doctor.py BOTTLE hidden [--weights FILE] [--seeds 5]
 
 BOTTLE is a product in the layout of MVTec AD. ``copies``: six of each kind, half of them among the good images and half
 among the good test images; a copy counts as found when it stands in one group with its original. ``faults``: one of
-each. ``hidden``: defective test images among 200 good ones; the rank of each.
+each. ``hidden``: defective test images among 200 good ones; the rank of each, by the recipe `default`, or by `deit`
+with DeiT-Tiny's weights.
 """
 
 import argparse
@@ -173,7 +174,7 @@ def three_values(mask: Picture) -> Picture:
 
 
 def hidden(bottle: Path, weights: Path | None, seeds: int, store: Path | None) -> None:
-    recipe, device = named_recipe("deit"), torch.device("cpu")
+    recipe, device = named_recipe("deit" if weights else "default"), torch.device("cpu")
     backbone = build_backbone(recipe.backbone, recipe.size, weights)
     good = sorted((bottle / "train/good").glob("*.png"))
     bad = [file for file in sorted((bottle / "test").glob("*/*.png")) if file.parent.name != "good"]

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import multiprocessing
+import queue
 import resource
 import time
 from collections.abc import Sequence
@@ -145,8 +146,8 @@ def run_cell(cell: Cell, folder: Path, threads: int) -> Row:
         try:
             row: Row = output.get(timeout=5)
             break
-        except Exception as error:
-            if not worker.is_alive():
+        except queue.Empty as error:
+            if not worker.is_alive() and output.empty():
                 raise SystemExit(f"{cell.name}: the process ended with exit code {worker.exitcode}") from error
     worker.join()
     return row

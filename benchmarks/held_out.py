@@ -1,6 +1,6 @@
 """Judge a recipe without test images: held-out good images against twins with defects of nine kinds.
 
-    python benchmarks/held_out.py FOLDER --weights FILE [--recipe NAME] [--set KEY=VALUE …] [--seed N]
+    python benchmarks/held_out.py FOLDER [--weights FILE] [--recipe NAME] [--set KEY=VALUE …] [--seed N]
 
 NSA, scar and Perlin defects are kinds that `default` trains on, cracks, pits and uneven light resemble its strokes
 and stains; CutPaste, frays and chips it has never seen. One line a kind: image AUROC, pixel AUROC, AUPRO.

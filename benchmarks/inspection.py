@@ -3,10 +3,10 @@
     python benchmarks/inspection.py FOLDER --weights FOLDER [--size 256] [--shots N] [--threads 2] [--json FILE]
 
 Fits one detector a backbone on the good images of FOLDER (a product in MVTec's layout or a folder of images), with
-the recipe `deit` but for the embedded one, and inspects its test images one by one. The backbones take turns, image for image, so
-that other work on the machine falls on all alike. A backbone whose NAME.safetensors is not in the weights' folder is
-left out, and named. One line a backbone: images a second (of the median time), its quartiles, and the ratio to the
-first.
+the recipe `deit` but for the embedded one, and inspects its test images one by one. The backbones take turns, image
+for image, so that other work on the machine falls on all alike. A backbone whose NAME.safetensors is not in the
+weights' folder is left out, and named. One line a backbone: images a second (of the median time), its quartiles, and
+the ratio to the first.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Teaches the embedded backbone to see what its teachers see.
 
-    python pretraining/distil.py --targets FOLDER --out FOLDER --steps 3600
+    python pretraining/distil.py --targets FOLDER --out FOLDER
 
 goes on from ``checkpoint.pt`` in its folder, prints the curve, and writes ``compact.safetensors`` (half precision,
 batch norms folded into the convolutions) with the curve beside it. ``--untrained`` writes the same network as it was
@@ -85,7 +85,7 @@ def fold(network: CompactNetwork) -> CompactNetwork:
 
 
 def explained(pupil: Pupil, pictures: Tensor, targets: Tensor) -> dict[str, float]:
-    """Share of the held-out targets' variance that the joined map explains, for each teacher's level."""
+    """Share of the held-out targets' variance that the last level explains, for each teacher's level."""
     pupil.eval()
     with torch.inference_mode():
         parts = zip(torch.split(pictures, BATCH), torch.split(targets, BATCH), strict=True)
@@ -147,8 +147,8 @@ def distil(folder: Path, output: Path, steps: int, seed: int, begin: Path | None
         # Never turned or reflected: a teacher sees other things in a turned picture than turned ones.
         goal = torch.from_numpy(targets[rows]).float().permute(0, 3, 1, 2)
         pupil.train()
-        joined, fine = pupil(torch.from_numpy(pictures[rows]))
-        loss = ((joined - goal).square() * share).mean() + 0.25 * (fine - goal).square().mean()
+        last, fine = pupil(torch.from_numpy(pictures[rows]))
+        loss = ((last - goal).square() * share).mean() + 0.25 * (fine - goal).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

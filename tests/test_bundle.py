@@ -47,6 +47,18 @@ def test_a_recorded_network_gives_the_same_maps(name: str, taps: tuple[int, ...]
                 assert torch.equal(one, other)
 
 
+def test_the_packed_embedded_network_is_the_same(tmp_path: Path) -> None:
+    spec = BackboneSpec("compact", (2, 3))
+    original = build_backbone(spec, 96)
+    packed = original.pack()
+    restored = unpack_backbone(spec, 96, packed)
+    images = torch.from_numpy(np.stack([image[:96, :96] for image in pictures(2, 96)]))
+    assert torch.equal(restored(images), original(images)) and restored.weights_hash == original.weights_hash
+    packed.tensors.pop("weights.norm.weight")
+    with pytest.raises(WeightsError, match="another version"):
+        unpack_backbone(spec, 96, packed)
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "resnet18"])
 def test_a_packed_backbone_is_the_same_backbone(name: str, shared: Path) -> None:
     spec = BackboneSpec(name, (1, 2), stride=16)

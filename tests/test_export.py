@@ -198,10 +198,13 @@ DEIT = replace(SMALL, backbone=BackboneSpec("deit_tiny_patch16_224", (1, 2)), fl
 RESNET = replace(SMALL, backbone=BackboneSpec("resnet18", (1, 2), stride=16, smooth=3, root=True))
 
 
-@pytest.mark.parametrize("recipe", [PAPER, DEIT, RESNET], ids=["paper", "deit", "resnet"])
+EMBEDDED = replace(SMALL, backbone=BackboneSpec("compact", (3,)), flow=replace(WITH_MEMORY, places=True))
+
+
+@pytest.mark.parametrize("recipe", [PAPER, EMBEDDED, DEIT, RESNET], ids=["paper", "embedded", "deit", "resnet"])
 def test_every_backbone_and_the_papers_flow(recipe: Recipe, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     name, weights = recipe.backbone.name, None
-    if name != "filters":
+    if name not in ("filters", "compact"):
         weights = request.getfixturevalue("shared") / "weights" / f"{name}.safetensors"
     detector = fitted(recipe, weights)
     file = saved(detector, tmp_path / "part.flaw")

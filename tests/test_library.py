@@ -79,7 +79,7 @@ def test_weights_of_another_network_are_told_where_they_belong(tmp_path: Path) -
         build_backbone(default_spec(COMPACT), 64, file)
 
 
-def test_what_lies_behind_the_last_tap_is_neither_needed_nor_computed() -> None:
+def test_what_lies_behind_the_last_tap_is_not_computed() -> None:
     network = CompactNetwork().eval()
     images = torch.randn(1, 3, 48, 48)
     with torch.no_grad():

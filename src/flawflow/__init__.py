@@ -1,7 +1,7 @@
 """flawflow finds and outlines defects it has never seen, from good parts only.
 
     import flawflow
-    detector = flawflow.fit(Path("good_parts"), weights=Path("deit_tiny.safetensors"))
+    detector = flawflow.fit(Path("good_parts"))
     detector.save(Path("part.flaw"))
     result = flawflow.Detector.load(Path("part.flaw")).inspect(Path("part_0815.png"))[0]
     result.score, result.p_value, result.anomaly_map

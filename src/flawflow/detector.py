@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawflow.artefact import first_line, read_artefact, write_artefact
-from flawflow.backbones import Backbone, PackedBackbone, build_backbone, unpack_backbone
+from flawflow.backbones import COMPACT, Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
 from flawflow.exported import SUFFIXES
@@ -199,6 +199,11 @@ class Detector:
         else:
             file = weights or _remembered(weights_file, recipe.backbone.name)
             backbone = build_backbone(recipe.backbone, recipe.size, file)
+        if backbone.weights_hash != sha256 and recipe.backbone.name == COMPACT and file is None:
+            raise WeightsError(
+                f"{path} was fitted with the embedded network of another version, which this one does not have: "
+                "fit the detector again"
+            )
         if backbone.weights_hash != sha256:
             raise WeightsError(
                 f"the weights of {recipe.backbone.name} are not those that {path} was fitted with (sha256 "

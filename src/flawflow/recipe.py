@@ -212,14 +212,20 @@ def default() -> Recipe:
             evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.003, level=0.9, shift=4),
+        scoring=ScoringConfig(score="nll", top=0.003, level=0.9),
         versions=2,
     )
 
 
 def deit() -> Recipe:
-    """The recipe `default` on DeiT-Tiny, whose weights have to be brought."""
-    return replace(default(), name="deit", size=512, backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)))
+    """The recipe `default` on DeiT-Tiny at 512 pixels and in two views; its weights have to be brought."""
+    return replace(
+        default(),
+        name="deit",
+        size=512,
+        backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
+        scoring=ScoringConfig(score="nll", top=0.003, level=0.9, shift=4),
+    )
 
 
 def filters() -> Recipe:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flawflow._version import __version__
+from flawflow.backbones import EMBEDDED_SHA256
 from flawflow.complexity import complexity
 from flawflow.datasets import list_categories, open_category
 from flawflow.detector import DeviceName, resolve_device
@@ -126,7 +127,7 @@ def _cell(category: str, table: Mapping[str, Any], setting: Setting, recipe: Rec
         {
             "recipe": recipe.to_dict(),
             "flawflow": __version__,
-            "weights": digest(setting.weights) if setting.weights else None,
+            "weights": digest(setting.weights) if setting.weights else EMBEDDED_SHA256,
             "seed": setting.seed,
             "select_on_test": setting.select_on_test,
         }
@@ -209,8 +210,8 @@ def _cost_lines(table: Mapping[str, Any], setting: Setting) -> list[str]:
         "",
         *_grid(["", *table["methods"], "ours"], rows),
         "",
-        f"Ours: {recipe.backbone.name} at {recipe.size} pixels, random weights, on this machine ({device.type}); a "
-        "multiplication and an addition are two operations. The paper's times are those of its own GPU.",
+        f"Ours: {recipe.backbone.name} at {recipe.size} pixels, its weights drawn at random unless it is embedded, on "
+        f"this machine ({device.type}); a multiplication and an addition are two operations. The paper's times are those of its own GPU.",
     ]
 
 

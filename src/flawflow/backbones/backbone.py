@@ -183,12 +183,16 @@ def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backb
 def _build_compact(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone:
     file = weights or embedded_file()
     tensors = read_tensors(file)
-    if not any(name.startswith(("stem.", "tokens.")) for name in tensors):
+    if not _is_compact(tensors):
         raise WeightsError(
             f"{file} holds another network than {COMPACT}, which comes with the package and needs no file: name the "
             "file's network with --backbone, or its recipe (--recipe deit for DeiT-Tiny), or leave --weights out"
         )
     return _fill_compact(spec, size, tensors, f"{file} for {COMPACT}")
+
+
+def _is_compact(tensors: Mapping[str, Tensor]) -> bool:
+    return "norm.weight" in tensors and "downs.0.weight" in tensors
 
 
 def _fill_compact(spec: BackboneSpec, size: int, tensors: Mapping[str, Tensor], source: str) -> Backbone:
@@ -211,6 +215,11 @@ def unpack_backbone(spec: BackboneSpec, size: int, packed: PackedBackbone) -> Ba
     if spec.name == FILTERS:
         return _build_filters(spec, size, None)
     if packed.graph is None:
+        if not _is_compact(weights):
+            raise WeightsError(
+                "this bundle holds the embedded network of another version, which this one cannot run: fit the "
+                "detector again"
+            )
         return _fill_compact(spec, size, weights, f"the bundle's {spec.name}")
     held = {f"network.{name}": tensor for name, tensor in (weights | _part(tensors, "held.")).items()}
     constants = {name: tensor for name, tensor in tensors.items() if name.startswith("constant.")}

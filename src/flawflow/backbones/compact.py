@@ -50,7 +50,7 @@ class CompactNetwork(nn.Module):
         192 channels at stride 16 after attention; those up to the last one asked for."""
         features = functional.relu_(self.stem(images))
         maps = []
-        for down, stage in zip(self.downs[: last + 1], self.stages, strict=False):
+        for down, stage in zip(list(self.downs)[: last + 1], self.stages, strict=False):
             features = equalise(stage(functional.relu_(down(features))))
             maps.append(features)
         if last < len(self.stages):

@@ -107,11 +107,12 @@ def parse_tile(text: str) -> TilingConfig:
 def chosen_recipes(arguments: argparse.Namespace) -> list["Recipe"]:
     """The recipe of the options, or all that `auto` is to choose from."""
     # Here, so that commands without a recipe do not load PyTorch.
+    from flawflow.backbones import COMPACT, EMBEDDED
     from flawflow.recipe import AUTO, candidates
 
     if arguments.recipe != AUTO:
         return [chosen_recipe(arguments)]
-    brought = bool(arguments.backbone or arguments.weights)
+    brought = bool(arguments.weights) or (arguments.backbone or COMPACT) not in EMBEDDED
     recipes = [_changed(one, arguments) for one in candidates(brought)]
     return [one for number, one in enumerate(recipes) if one not in recipes[:number]]
 

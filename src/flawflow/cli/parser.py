@@ -42,7 +42,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
     _budget(parser, "the images must suffice for this promise: 1/1000, 0.001 or 0.1%%", "0.9")
     parser.add_argument("--recipe", default="default", help="default, deit, paper or filters")
-    parser.add_argument("--backbone", help="a timm model by name, or 'filters', which needs no weights")
+    parser.add_argument("--backbone", help="'compact' (comes with the package), 'filters', or a timm model by name")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
     _device(parser)
