@@ -211,7 +211,8 @@ def _cost_lines(table: Mapping[str, Any], setting: Setting) -> list[str]:
         *_grid(["", *table["methods"], "ours"], rows),
         "",
         f"Ours: {recipe.backbone.name} at {recipe.size} pixels, its weights drawn at random unless it is embedded, on "
-        f"this machine ({device.type}); a multiplication and an addition are two operations. The paper's times are those of its own GPU.",
+        f"this machine ({device.type}); a multiplication and an addition are two operations. "
+        "The paper's times are those of its own GPU.",
     ]
 
 
