@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from flawflow.backbones.compact import LEVELS, NORM, CompactLevels, embedded_file
 from flawflow.backbones.filters import FilterBank
-from flawflow.backbones.folding import find_pairs, fold
-from flawflow.backbones.graph import GraphLevels, fold_graph, record_graph
+from flawflow.backbones.graph import GraphLevels, record_graph
 from flawflow.backbones.spec import COMPACT, EMBEDDED, FILTERS, BackboneSpec
 from flawflow.backbones.weights import UNUSED, fetch_tensors, hash_tensors, pick_tensors, read_tensors
 from flawflow.errors import OptionError, WeightsError
@@ -45,8 +44,6 @@ class Backbone(nn.Module):
         channels: channels of the feature map, even.
         grid: rows and columns of the feature map.
         weights_hash: sha256 (hex) of the weights in use, the same whichever file they came in.
-        levels: the network as its weights came: what is hashed, packed and given away.
-        folded: the same with batch norms made part of convolutions: what computes.
     """
 
     mean: Tensor
@@ -61,14 +58,12 @@ class Backbone(nn.Module):
         shapes: Sequence[tuple[int, int, int]],
         norm: Norm,
         weights: dict[str, Tensor],
-        folded: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.size = spec, size
         self.channels, self.grid = _joined_shape(spec, size, shapes)
         self.weights_hash = hash_tensors(weights)
         self.levels, self.norm = levels, norm
-        self.folded = levels if folded is None else folded
         held = self._held()
         # what was resampled to this input size is kept as it came, so that the hash holds at any size
         self._originals = {name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape}
@@ -124,7 +119,7 @@ class Backbone(nn.Module):
             side = self.size
             raise OptionError(f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)")
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        return join_levels(self.folded(pixels), self.grid, self.spec)
+        return join_levels(self.levels(pixels), self.grid, self.spec)
 
 
 def join_levels(levels: Sequence[Tensor], grid: tuple[int, int], spec: BackboneSpec) -> Tensor:
@@ -231,10 +226,9 @@ def unpack_backbone(spec: BackboneSpec, size: int, packed: PackedBackbone) -> Ba
     levels = GraphLevels(packed.graph, held | constants)
     try:
         shapes = _level_shapes(levels, torch.zeros(1, 3, size, size))
-        folded = fold_graph(levels)
     except (RuntimeError, IndexError, TypeError, ValueError) as cause:
         raise WeightsError(f"the bundle's {spec.name} is damaged ({cause}): copy the file again") from cause
-    return Backbone(spec, size, levels=levels, shapes=shapes, norm=packed.norm, weights=weights, folded=folded)
+    return Backbone(spec, size, levels=levels, shapes=shapes, norm=packed.norm, weights=weights)
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -266,11 +260,9 @@ def _build_timm(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone
     source = f"timm's checkpoint of {spec.name}" if weights is None else f"{weights} for {spec.name}"
     wanted = levels.network.state_dict()
     kept = pick_tensors(tensors, wanted, {timm_models.POSITION}, f"{source} tapped at {spec.taps}")
-    pairs = find_pairs(levels, torch.empty(1, 3, size, size, device="meta"))
     filled = timm_models.fill(levels, spec, size, kept)
     norm = (config.mean, config.std)
-    folded = fold(filled, pairs)
-    return Backbone(spec, size, levels=filled, shapes=shapes, norm=norm, weights=kept, folded=folded)
+    return Backbone(spec, size, levels=filled, shapes=shapes, norm=norm, weights=kept)
 
 
 def _level_shapes(levels: nn.Module, images: Tensor) -> list[tuple[int, int, int]]:

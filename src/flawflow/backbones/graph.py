@@ -5,14 +5,12 @@ The list is JSON: nothing in it is code, and only the operations named here are 
 
 import json
 import operator
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flawflow.backbones.folding import fold_norm
 from flawflow.errors import OptionError, WeightsError
 
 # Functions of their arguments alone: no files, no randomness in evaluation mode.
@@ -29,7 +27,6 @@ _ATEN = frozenset(
     """.split()  # noqa: SIM905
 )
 CONSTANT = "constant."
-_CONVOLUTION, _NORM = "conv2d.default", "batch_norm.default"
 _PLAIN: dict[str, Callable[..., Any]] = {
     name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv")
 }
@@ -179,55 +176,6 @@ def record_graph(levels: nn.Module, size: int) -> tuple[str, dict[str, Tensor]]:
     if not same:
         raise OptionError("the recorded backbone gives other maps than the backbone itself: fit without --bundle")
     return graph, constants
-
-
-def fold_graph(levels: GraphLevels) -> GraphLevels:
-    """The same maps up to rounding, with each batch norm that alone reads a convolution made part of it."""
-    content = json.loads(levels.graph)
-    tensors = dict(levels.named_buffers())
-    reads = Counter([*content["outputs"], *_read(content["nodes"])])
-    nodes: list[Any] = []
-    places = [0]  # where each node's value lies among those of the folded graph
-    for title, arguments, named in content["nodes"]:
-        source = next(iter(_read(arguments[:1])), 0)
-        place = places[source]
-        before = nodes[place - 1] if place else ["", [], {}]
-        if reads[source] == 1 and title == _NORM and before[0] == _CONVOLUTION and _folds(before, arguments, named):
-            images, weight, *rest = before[1]
-            bias = rest.pop(0) if rest else None
-            given: list[Any] = [one and tensors[one["tensor"]] for one in (weight, bias, *arguments[1:5])]
-            names = [f"{CONSTANT}folded_{place}_{part}" for part in ("weight", "bias")]
-            tensors |= dict(zip(names, fold_norm(arguments[7], *given), strict=True))
-            nodes[place - 1] = [_CONVOLUTION, [images, *({"tensor": one} for one in names), *rest], {}]
-            places.append(place)
-        else:
-            nodes.append([title, _moved(arguments, places), _moved(named, places)])
-            places.append(len(nodes))
-    outputs = [places[index] for index in content["outputs"]]
-    return GraphLevels(json.dumps({"nodes": nodes, "outputs": outputs}), tensors)
-
-
-def _folds(convolution: Any, norm: list[Any], named: dict[str, Any]) -> bool:
-    """Whether both are written as `record_graph` writes them, with tensors that no operation makes."""
-    fixed = [*convolution[1][1:3], *norm[1:5]]
-    plain = len(convolution[1]) > 1 and len(norm) > 7 and not convolution[2] and not named
-    return plain and not norm[5] and all(one is None or "tensor" in one for one in fixed)
-
-
-def _read(stored: Any) -> Iterator[int]:
-    """The nodes that a part of a graph names, each as often as it does."""
-    if isinstance(stored, dict) and "node" in stored:
-        yield stored["node"]
-    elif isinstance(stored, dict | list):
-        for one in stored.values() if isinstance(stored, dict) else stored:
-            yield from _read(one)
-
-
-def _moved(stored: Any, places: list[int]) -> Any:
-    """A part of a graph with each node that it names under its new number."""
-    if isinstance(stored, dict):
-        return {key: places[one] if key == "node" else _moved(one, places) for key, one in stored.items()}
-    return [_moved(one, places) for one in stored] if isinstance(stored, list) else stored
 
 
 def _title(target: Any) -> str:
