@@ -16,7 +16,6 @@ import json
 import math
 import multiprocessing
 import queue
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ import numpy as np
 
 from flawflow.datasets.generated import generate_image
 from flawflow.files import atomic_write
+from tile import peak_gib
 
 INSPECTED = 20
 Row = dict[str, Any]
@@ -73,7 +73,6 @@ def measure(cell: Cell, images: Path, threads: int, output: Any) -> None:
     """Fits and inspects in this process; puts one row into ``output``."""
     import torch
 
-    from flawflow.detector import Detector
     from flawflow.fitting import StoreOptions, fit
     from flawflow.recipe import named_recipe
 
@@ -87,7 +86,6 @@ def measure(cell: Cell, images: Path, threads: int, output: Any) -> None:
     fitted = time.perf_counter()
     fit_peak = peak_gib()
     inspected = seconds_an_image(detector, sorted(images.iterdir())[:INSPECTED])
-    assert isinstance(detector, Detector)
     output.put(
         asdict(cell)
         | {
@@ -128,11 +126,6 @@ def attention_share(backbone: Any) -> float:
     spent = sum(event.self_cpu_time_total for event in events)
     quadratic = sum(e.self_cpu_time_total for e in events if "scaled_dot_product" in e.key)
     return float(quadratic / spent)
-
-
-def peak_gib() -> float:
-    """The highest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def run_cell(cell: Cell, folder: Path, threads: int) -> Row:

@@ -8,7 +8,6 @@ hardest case for exact curves: every pixel is a threshold of its own.
 
 import argparse
 import json
-import resource
 import time
 
 import cv2
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawflow.metrics import pixel_metrics
+from tile import peak_gib
 
 
 def draw_case(images: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -33,11 +33,6 @@ def draw_case(images: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.b
             masks[index] = disc > 0
             maps[index] += disc * np.float32(1.5)
     return maps, masks
-
-
-def peak_gib() -> float:
-    """The highest resident memory of this process so far, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:

@@ -35,8 +35,9 @@ REPORT = 100  # steps between two points of the curve
 
 
 class Pupil(nn.Module):
-    """The network with batch norms behind its convolutions while it learns, and a linear head for each of
-    its two levels: the joined map answers for all teachers, the coarse one too, so that it learns its share."""
+    """The network with batch norms behind its convolutions while it learns, and a linear head for each of two
+    levels: the last one answers for all teachers, the one at stride 8 too, so that the convolutions learn their share.
+    """
 
     mean: Tensor
     scale: Tensor

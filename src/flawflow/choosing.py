@@ -88,16 +88,8 @@ def fit_best(
         OptionError: there is no recipe, the minutes are not positive, or several are to be chosen from on test images.
         InputError, WeightsError, OutputError: see `fit`.
     """
-    if not recipes:
-        raise OptionError("there is no recipe to try: expected at least one")
-    if minutes is not None and not minutes > 0:
-        raise OptionError(f"{minutes} minutes to choose a recipe in: expected a positive number")
     several = len(recipes) > 1
-    if several and select_on_test:
-        raise OptionError(
-            "--select-on-test chooses an epoch on test images, and of several recipes one is chosen on synthetic "
-            "defects: leave the option out, or name one recipe"
-        )
+    _check_choice(recipes, minutes, select_on_test)
     checked_seed(seed)
     category = open_folder(images, seed) if isinstance(images, Path) else images
     files = checkpoints(checkpoint, len(recipes)) if checkpoint else [None] * len(recipes)
@@ -149,6 +141,18 @@ def fit_best(
     kept = kept_epoch(verdicts)
     best.provenance[TRIED] = [one | {"chosen": it is kept} for one, it in zip(tried, verdicts, strict=True)]
     return best
+
+
+def _check_choice(recipes: Sequence[Recipe], minutes: float | None, select_on_test: bool) -> None:
+    if not recipes:
+        raise OptionError("there is no recipe to try: expected at least one")
+    if minutes is not None and not minutes > 0:
+        raise OptionError(f"{minutes} minutes to choose a recipe in: expected a positive number")
+    if len(recipes) > 1 and select_on_test:
+        raise OptionError(
+            "--select-on-test chooses an epoch on test images, and of several recipes one is chosen on synthetic "
+            "defects: leave the option out, or name one recipe"
+        )
 
 
 def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
