@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flawflow.ahead import ahead
 from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import COMPACT, Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.calibration import Budget, Decision, decide, p_value
@@ -18,17 +20,20 @@ from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsE
 from flawflow.exported import SUFFIXES
 from flawflow.features import shifted, views
 from flawflow.flow import Flow
+from flawflow.images import resize_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
 from flawflow.reference import Reference
 from flawflow.roi import Roi
 from flawflow.scorer import Scorer
 from flawflow.scoring import enlarge, location_scores, smooth
-from flawflow.types import Image
+from flawflow.types import AnomalyMap, Image
+from flawflow.workers import at_once
 
 __all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device", "score_images"]
 
 _GROUP = 8
+_AHEAD = 2
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -114,12 +119,19 @@ class Detector:
         """
         if isinstance(images, Path | np.ndarray):
             images = [images]
-        scorer, scored = self.scorer, []
-        # In groups, so that memory does not grow with the number of images; tiles come in groups of their own.
-        step = 1 if self.recipe.tiling.side else _GROUP
-        for start in range(0, len(images), step):
-            group = images[start : start + step]
-            scored += scorer([scorer.read(one, roi) if isinstance(one, Path) else one for one in group], roi)
+        scorer, tiled = self.scorer, bool(self.recipe.tiling.side)
+
+        def read(one: Image | Path) -> Image:
+            image = scorer.read(one, roi) if isinstance(one, Path) else one
+            return image if tiled or roi is not None else resize_image(image, self.recipe.size)
+
+        # In groups, so that memory does not grow with the number of images; one that is cut into tiles, or is alone,
+        # has nothing read beside it.
+        coming = ahead(read, images, 0 if tiled or len(images) == 1 else _AHEAD)
+        step = 1 if tiled else _GROUP
+        scored: list[tuple[float, AnomalyMap]] = []
+        while group := list(islice(coming, step)):
+            scored += scorer(group, roi)
         normals = np.asarray(self.calibration.image_scores)
         line = self.decision(budget).threshold
         return [Inspection(score, p_value(score, normals), score > line, one) for score, one in scored]
@@ -227,13 +239,14 @@ def score_images(
     """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
 
     A view is the image shifted, with the edge repeated; its map is shifted back. The latents z (B, C, h, w) of each
-    view are added to ``latents``, where given.
+    view are added to ``latents``, where given, which is for one image alone.
 
-    On the CPU one image at a time: products of another shape round differently, and what an image scores must not
-    depend on those that are inspected with it.
+    On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one
+    product are, and products of another shape round differently, where what an image scores must not depend on those
+    that are inspected with it.
     """
     if device.type == "cpu" and len(images) > 1:
-        return torch.cat([score_images(backbone, flow, recipe, [image], device, latents) for image in images])
+        return torch.cat(at_once(lambda one: score_images(backbone, flow, recipe, [one], device), images))
     batch = torch.from_numpy(np.stack(images)).to(device)
     seen = views(recipe.scoring.shift)
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
@@ -258,7 +271,8 @@ def calibrate(
     level_limit: float | None = None,
     roi: Roi | None = None,
 ) -> Calibration:
-    """Score held-out good images of any size, just as inspection will; one is held in memory at a time."""
+    """Score held-out good images of any size, just as inspection will; a few are held in memory at a time, or one
+    where they are cut into tiles."""
 
     def network(batch: Sequence[Image]) -> Tensor:
         return score_images(backbone, flow, recipe, batch, device)
@@ -267,12 +281,13 @@ def calibrate(
     scores: list[float] = []
     peaks: list[float] = []
     values: list[NDArray[np.float32]] = []
-    for image in images:
-        [(score, found)] = scorer([image], roi)
-        scores.append(score)
-        peaks.append(float(np.nanmax(found)))
-        values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
-        del image  # or it would stay until the next one has been decoded
+    coming = iter(images)
+    while group := list(islice(coming, 1 if recipe.tiling.side else _GROUP)):
+        for score, found in scorer(group, roi):
+            scores.append(score)
+            peaks.append(float(np.nanmax(found)))
+            values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
+        del group  # or its images would stay until the next ones have been decoded
     if not scores:
         raise InputError("no good images to calibrate on: expected at least one")
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()

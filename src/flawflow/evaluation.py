@@ -3,14 +3,15 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flawflow.ahead import ahead
 from flawflow.calibration import Budget
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError
@@ -21,7 +22,6 @@ from flawflow.tiling import project
 from flawflow.types import AnomalyMap, Category, Sample
 
 _BATCH = 8
-_WORKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,10 @@ def known_images(detector: Detector, samples: Sequence[Sample]) -> int:
 
 def _resized(detector: Detector, samples: Sequence[Sample]) -> Iterator[tuple[float, AnomalyMap]]:
     """Score and map of each image, in batches; the next ones are decoded meanwhile."""
-    source = ImageSource([s.path for s in samples], detector.recipe.size, keep=4 * _BATCH)
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        images = pool.map(source, range(len(source)))
-        for first in range(0, len(source), _BATCH):
-            yield from detector.scorer([next(images) for _ in range(first, min(first + _BATCH, len(source)))])
+    source = ImageSource([s.path for s in samples], detector.recipe.size, keep=0)
+    images = ahead(source, range(len(source)), _BATCH)
+    while batch := list(islice(images, _BATCH)):
+        yield from detector.scorer(batch)
 
 
 def _tiled(detector: Detector, samples: Sequence[Sample]) -> Iterator[tuple[float, AnomalyMap]]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flawflow.ahead import ahead
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, ImageError, OptionError
 from flawflow.images import read_image
@@ -115,7 +116,8 @@ class ExportedDetector:
         if isinstance(images, Path | np.ndarray):
             images = [images]
         line = self.decision(budget).threshold
-        return [self._judge(read_image(one) if isinstance(one, Path) else one, line) for one in images]
+        coming = ahead(_read, images, 0 if len(images) == 1 else 1)
+        return [self._judge(one, line) for one in coming]
 
     def _judge(self, image: Image, line: float) -> Inspection:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
@@ -124,6 +126,10 @@ class ExportedDetector:
         score = float(value)
         least = score - self.slack
         return Inspection(score, p_value(least, self.calibration.image_scores), least > line, anomaly_map)
+
+
+def _read(one: Image | Path) -> Image:
+    return read_image(one) if isinstance(one, Path) else one
 
 
 def _open_onnx(path: Path, threads: int) -> tuple[str, Compute]:

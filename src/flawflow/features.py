@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from flawflow.ahead import ahead
 from flawflow.backbones import Backbone
 from flawflow.files import digest
 from flawflow.images import read_image, resize_image
@@ -179,17 +181,12 @@ class FeatureJob:
 
     def _rows(self, kind: str, version: int, start: int, bar: "tqdm[Any]") -> Iterator[dict[str, NDArray[Any]]]:
         batch = 1 if self.backbone.size * self.backbone.channels > 200_000 else 8
-        groups = [range(i, min(i + batch, len(self.source))) for i in range(start, len(self.source), batch)]
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            ahead = [[pool.submit(self._draw, i, kind, version) for i in group] for group in groups[:2]]
-            for number in range(len(groups)):
-                if number + 2 < len(groups):
-                    ahead.append([pool.submit(self._draw, i, kind, version) for i in groups[number + 2]])
-                drawn = [future.result() for future in ahead.pop(0)]
-                maps = extract(self.backbone, [image for image, _ in drawn], self.device)
-                for features, (_, coverage) in zip(maps, drawn, strict=True):
-                    yield {"features": features, "coverage": coverage}
-                    bar.update()
+        coming = ahead(lambda index: self._draw(index, kind, version), range(start, len(self.source)), 2 * batch)
+        while drawn := list(islice(coming, batch)):
+            maps = extract(self.backbone, [image for image, _ in drawn], self.device)
+            for features, (_, coverage) in zip(maps, drawn, strict=True):
+                yield {"features": features, "coverage": coverage}
+                bar.update()
 
     def build(
         self, store: FeatureStore, versions: int, with_synthetic: bool, say: Callable[[str], None] | None

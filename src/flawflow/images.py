@@ -272,8 +272,11 @@ def _to_rgb(picture: PIL.Image.Image) -> Image:
 
 
 def _bands(picture: PIL.Image.Image) -> Iterator[tuple[int, PIL.Image.Image]]:
-    """The first row of each band of the picture, and the band."""
+    """The first row of each band of the picture, and the band; a small picture is one, and not copied."""
     step = max(1, _BAND_PIXELS // picture.width)
+    if picture.height <= step:
+        yield 0, picture
+        return
     for top in range(0, picture.height, step):
         yield top, picture.crop((0, top, picture.width, min(top + step, picture.height)))
 
@@ -289,6 +292,8 @@ def _conversion(picture: PIL.Image.Image) -> Callable[[PIL.Image.Image], NDArray
     if picture.mode == "F":
         _checked_range(picture)
         return lambda band: np.rint(np.asarray(band).astype(np.float64) * 255).astype(np.uint8)[:, :, None]
+    if picture.mode == "RGB" and not picture.has_transparency_data:
+        return np.asarray
     return lambda band: np.asarray(_opaque(band).convert("RGB"))
 
 

@@ -6,8 +6,8 @@ known again by the SHA-256 of their bytes, of which the detector's provenance ke
 
 import copy
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flawflow.ahead import ahead
 from flawflow.calibration import Budget, share_interval
 from flawflow.detector import Calibration, Detector, Inspection
 from flawflow.errors import InputError
@@ -30,8 +31,7 @@ from flawflow.watching import extend
 
 DEFECTS = "defects"
 INTERVAL = 0.95
-_WORKERS = 2
-_GROUP = 16
+_GROUP = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +194,8 @@ def _inspected(detector: Detector, files: Sequence[Path], progress: bool) -> Ite
             yield detector.inspect(file)[0]
         return
     source = ImageSource(files, detector.recipe.size, keep=0)
-    groups = [range(i, min(i + _GROUP, len(files))) for i in range(0, len(files), _GROUP)]
-    with ThreadPoolExecutor(_WORKERS) as pool, tqdm(total=len(files), disable=not progress, unit="image") as bar:
-        for group in groups:
-            for image in pool.map(source, group):
-                yield detector.inspect(image)[0]
-                bar.update()
+    coming = ahead(source, range(len(files)), _GROUP)
+    with tqdm(total=len(files), disable=not progress, unit="image") as bar:
+        while group := list(islice(coming, _GROUP)):
+            yield from detector.inspect(group)
+            bar.update(len(group))

@@ -13,6 +13,7 @@ from flawflow.errors import OptionError
 from flawflow.images import read_image, resize_image
 from flawflow.reference import STATISTICS, Reference, statistics
 from flawflow.types import Image
+from flawflow.workers import at_once
 
 
 def check_whole(detector: Detector) -> None:
@@ -41,7 +42,7 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
 
 def refer(detector: Detector, images: Sequence[Image | Path]) -> Reference:
     """The reference that a detector keeps, from good images that it did not learn from."""
-    return Reference(tuple(tuple(follow(detector, image)[1].tolist()) for image in images))
+    return Reference(tuple(at_once(lambda image: tuple(follow(detector, image)[1].tolist()), images)))
 
 
 def extend(reference: Reference | None, detector: Detector, images: Sequence[Image | Path]) -> Reference:

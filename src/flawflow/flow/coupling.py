@@ -102,7 +102,8 @@ class Whitening(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
         with torch.autocast(x.device.type, enabled=False):
             bias = -(self.matrix @ self.mean)
-            y = F.conv2d(x, self.matrix[:, :, None, None], bias)
+            matrix = self.matrix.expand(x.shape[0], *self.matrix.shape)
+            y = torch.baddbmm(bias[:, None], matrix, x.flatten(2)).view_as(x)
         return y, self.log_det.expand(x.shape[0], *x.shape[2:])
 
     def inverse(self, y: Tensor) -> Tensor:

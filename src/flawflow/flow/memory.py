@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # Cells whose distances are computed at once: with ten thousand remembered ones near them, 80 MB.
 _CHUNK = 2048
+# They are compared by so many: the rest of such a product rounds differently with another number of threads.
+_STEP = 8
 
 
 class Memory(nn.Module):
@@ -56,23 +59,33 @@ class Memory(nn.Module):
     def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
         """Latents (B, C, h, w), log|det J| and local NLL without its constant (B, h, w) → that NLL, lowered, nats."""
         lowered = nll.clone()
+        image, row, column = (nll > self.threshold).nonzero(as_tuple=True)
+        if not len(row) or not len(self.places):
+            return lowered
+        row, order = row.sort(stable=True)
+        image, column = image[order], column[order]
+        # What a last step computes too much is overwritten by the next row, or cut off.
+        cells = F.pad(z.permute(0, 2, 3, 1)[image, row, column].float(), (0, 0, 0, _STEP))
+        column = F.pad(column.to(self.places.dtype), (0, _STEP))
+        # Row by row, against what is remembered of the rows within reach: where each begins and ends.
         rows, columns = self.places[:, 0].contiguous(), self.places[:, 1]
-        rare = nll > self.threshold
-        for row in rare.any(dim=2).any(dim=0).nonzero().flatten().tolist():
-            image, column = rare[:, row].nonzero(as_tuple=True)
-            span = torch.tensor([row - self.reach, row + self.reach + 1], dtype=rows.dtype, device=rows.device)
-            first, last = torch.searchsorted(rows, span).tolist()
-            if first == last:
+        grid = torch.arange(nll.shape[1], dtype=rows.dtype, device=rows.device)
+        first, last = torch.searchsorted(rows, torch.stack([grid - self.reach, grid + self.reach + 1])).tolist()
+        least = torch.empty(len(cells), device=nll.device)
+        ends = torch.searchsorted(row, grid.to(row.dtype), right=True).tolist()
+        for begin, end, low, high in zip([0, *ends], ends, first, last, strict=False):
+            if low == high:
+                least[begin:end] = torch.inf
                 continue
-            near, norms = self.centres[first:last], self.norms[first:last]
-            for start in range(0, len(image), _CHUNK):
-                i, c = image[start : start + _CHUNK], column[start : start + _CHUNK]
-                cells = z[i, :, row, c].float()
-                away = (c[:, None] - columns[None, first:last]).abs() > self.reach
+            for start in range(begin, end, _CHUNK):
+                part = slice(start, start + min(_CHUNK, -(-(end - start) // _STEP) * _STEP))
+                away = (column[part, None] - columns[None, low:high]).abs_() > self.reach
                 # ‖z − c‖² but for ‖z‖², which is the same for all.
-                beyond = torch.addmm(norms[None, :], cells, near.T, alpha=-2).masked_fill_(away, torch.inf)
-                least = (beyond.amin(dim=1) + cells.square().sum(dim=1)).clamp_min_(0)
-                lowered[i, row, c] = torch.minimum(nll[i, row, c], 0.5 * least - log_det[i, row, c])
+                beyond = torch.addmm(self.norms[None, low:high], cells[part], self.centres[low:high].T, alpha=-2)
+                torch.amin(beyond.masked_fill_(away, torch.inf), dim=1, out=least[part])
+        cells, column = cells[: len(row)], column[: len(row)].long()
+        least = (least[: len(row)] + cells.square().sum(dim=1)).clamp_min_(0)
+        lowered[image, row, column] = torch.minimum(nll[image, row, column], 0.5 * least - log_det[image, row, column])
         return lowered
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:

@@ -7,6 +7,7 @@ the same with a 3×3 convolution in between.
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -25,15 +26,7 @@ def position_code(length: int, width: int, like: Tensor) -> Tensor:
 
     Inverse time scales are 10000^(−i / (width/2 − 1)), i = 0 … width/2 − 1, positions count 0 … length − 1.
     """
-    if torch.compiler.is_compiling():  # what is only recorded must not be remembered
-        return _position_code(length, width, like.dtype, like.device)
-    return _remembered_code(length, width, like.dtype, like.device)
-
-
-@lru_cache(maxsize=4)
-def _remembered_code(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # or training could not use what inspection has made
-        return _position_code(length, width, dtype, device)
+    return _code(_position_code, (length, width), like)
 
 
 def _position_code(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -41,6 +34,32 @@ def _position_code(length: int, width: int, dtype: torch.dtype, device: torch.de
     scales = torch.exp(torch.arange(half, device=device, dtype=torch.float64) * (-math.log(10000.0) / (half - 1)))
     angles = torch.arange(length, device=device, dtype=torch.float64)[:, None] * scales
     return torch.cat([angles.sin(), angles.cos()], dim=1).to(dtype)
+
+
+def place_code(height: int, width: int, like: Tensor) -> Tensor:
+    """Code of each location of a grid, (16, height, width)."""
+    return _code(_place_code, (height, width), like)
+
+
+def _place_code(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    y = torch.linspace(-1, 1, height, device=device, dtype=dtype)[:, None].expand(height, width)
+    x = torch.linspace(-1, 1, width, device=device, dtype=dtype)[None, :].expand(height, width)
+    angles = torch.stack([math.pi * 2.0 ** (k - 1) * axis for k in range(4) for axis in (y, x)])
+    return torch.cat([angles.sin(), angles.cos()])
+
+
+def _code(make: Callable[..., Tensor], shape: tuple[int, int], like: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():  # what is only recorded must not be remembered
+        return make(*shape, like.dtype, like.device)
+    return _remembered_code(make, shape, like.dtype, like.device)
+
+
+@lru_cache(maxsize=8)
+def _remembered_code(
+    make: Callable[..., Tensor], shape: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    with torch.inference_mode(False):  # or training could not use what inspection has made
+        return make(*shape, dtype, device)
 
 
 class Attention(nn.Module):
@@ -148,14 +167,6 @@ class PlacedSubnet(Subnet):
         if self.near is not None:
             hidden = hidden + torch.relu(self.near(hidden))
         return self.drop(hidden)  # type: ignore[no-any-return]
-
-
-def place_code(height: int, width: int, like: Tensor) -> Tensor:
-    """Code of each location of a grid, (16, height, width)."""
-    y = torch.linspace(-1, 1, height, device=like.device, dtype=like.dtype)[:, None].expand(height, width)
-    x = torch.linspace(-1, 1, width, device=like.device, dtype=like.dtype)[None, :].expand(height, width)
-    angles = torch.stack([math.pi * 2.0 ** (k - 1) * axis for k in range(4) for axis in (y, x)])
-    return torch.cat([angles.sin(), angles.cos()])
 
 
 def build_subnet(kind: str, cin: int, cout: int, hidden: int, heads: int, dropout: float) -> Subnet:
