@@ -271,8 +271,7 @@ def calibrate(
     level_limit: float | None = None,
     roi: Roi | None = None,
 ) -> Calibration:
-    """Score held-out good images of any size, just as inspection will; a few are held in memory at a time, or one
-    where they are cut into tiles."""
+    """Score held-out good images of any size, just as inspection will; one is held in memory at a time."""
 
     def network(batch: Sequence[Image]) -> Tensor:
         return score_images(backbone, flow, recipe, batch, device)
@@ -281,13 +280,12 @@ def calibrate(
     scores: list[float] = []
     peaks: list[float] = []
     values: list[NDArray[np.float32]] = []
-    coming = iter(images)
-    while group := list(islice(coming, 1 if recipe.tiling.side else _GROUP)):
-        for score, found in scorer(group, roi):
-            scores.append(score)
-            peaks.append(float(np.nanmax(found)))
-            values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
-        del group  # or its images would stay until the next ones have been decoded
+    for image in images:
+        [(score, found)] = scorer([image], roi)
+        scores.append(score)
+        peaks.append(float(np.nanmax(found)))
+        values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
+        del image  # or it would stay until the next one has been decoded
     if not scores:
         raise InputError("no good images to calibrate on: expected at least one")
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
