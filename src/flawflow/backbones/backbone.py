@@ -197,8 +197,8 @@ def _is_compact(tensors: Mapping[str, Tensor]) -> bool:
 
 def _fill_compact(spec: BackboneSpec, size: int, tensors: Mapping[str, Tensor], source: str) -> Backbone:
     with torch.device("meta"):  # attention over large images takes seconds, their shapes nothing
-        shapes = _level_shapes(CompactLevels(spec.taps), torch.empty(1, 3, size, size))
-    levels = CompactLevels(spec.taps)
+        shapes = _level_shapes(CompactLevels(spec.taps, spec.window), torch.empty(1, 3, size, size))
+    levels = CompactLevels(spec.taps, spec.window)
     kept = pick_tensors(tensors, levels.network.state_dict(), (), source)
     levels.network.load_state_dict(kept)
     levels.eval().to(memory_format=torch.channels_last)

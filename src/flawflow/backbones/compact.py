@@ -1,5 +1,7 @@
 """The embedded backbone's network: small, hybrid, any input size; `pretraining/` makes its weights."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -45,9 +47,12 @@ class CompactNetwork(nn.Module):
         self.tokens = nn.ModuleList(_Token(third) for _ in range(TOKENS))
         self.norm = nn.LayerNorm(third)
 
-    def forward(self, images: Tensor, last: int = LEVELS - 1) -> list[Tensor]:
+    def forward(self, images: Tensor, last: int = LEVELS - 1, window: int | None = None) -> list[Tensor]:
         """Normalised images (B, 3, S, S) → maps of 48, 96 and 192 channels at strides 4, 8 and 16, and the
-        192 channels at stride 16 after attention; those up to the last one asked for."""
+        192 channels at stride 16 after attention; those up to the last one asked for.
+
+        Attention looks within windows of ``window`` cells; None = at all of the image.
+        """
         features = functional.relu_(self.stem(images))
         maps = []
         for down, stage in zip(list(self.downs)[: last + 1], self.stages, strict=False):
@@ -55,8 +60,8 @@ class CompactNetwork(nn.Module):
             maps.append(features)
         if last < len(self.stages):
             return maps
-        for block in self.tokens:
-            features = block(features)
+        for number, block in enumerate(self.tokens):
+            features = block(features, windows(features.shape[2:], window, number % 2 == 1))
         return [*maps, self.norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)]
 
 
@@ -67,16 +72,16 @@ class CompactLevels(nn.Module):
         OptionError: there is no such level.
     """
 
-    def __init__(self, taps: tuple[int, ...]) -> None:
+    def __init__(self, taps: tuple[int, ...], window: int | None = None) -> None:
         super().__init__()
         if taps[-1] >= LEVELS:
             raise OptionError(f"taps {taps} of the compact backbone: expected levels 0 to {LEVELS - 1}")
-        self.taps = taps
+        self.taps, self.window = taps, window
         self.network = CompactNetwork()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, S, S) → one map (B, C, h, w) a tap."""
-        maps = self.network(images.contiguous(memory_format=torch.channels_last), self.taps[-1])
+        maps = self.network(images.contiguous(memory_format=torch.channels_last), self.taps[-1], self.window)
         return [maps[tap] for tap in self.taps]
 
 
@@ -109,14 +114,21 @@ class _Token(nn.Module):
         self.first = nn.Linear(width, HIDDEN)
         self.second = nn.Linear(HIDDEN, width)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, parts: Sequence[tuple[slice, slice]] = ()) -> Tensor:
         batch, width, height, across = features.shape
         features = features + self.place(features)
         tokens = features.permute(0, 2, 3, 1).reshape(batch, height * across, width)
-        qkv = self.qkv(self.norm_attention(tokens)).view(batch, -1, 3, HEADS, width // HEADS)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        seen = functional.scaled_dot_product_attention(query, key, value)
-        tokens = tokens + self.project(seen.transpose(1, 2).reshape(batch, -1, width))
+        qkv = self.qkv(self.norm_attention(tokens))
+        if len(parts) > 1:
+            whole = qkv.view(batch, height, across, 3 * width)
+            seen = torch.empty_like(tokens).view(batch, height, across, width)
+            for rows, columns in parts:
+                part = whole[:, rows, columns]
+                seen[:, rows, columns] = _attend(part.flatten(1, 2)).view(*part.shape[:3], width)
+            seen = seen.view(batch, -1, width)
+        else:
+            seen = _attend(qkv)
+        tokens = tokens + self.project(seen)
         tokens = tokens + self.second(functional.gelu(self.first(self.norm_layers(tokens))))
         mixed: Tensor = tokens.view(batch, height, across, width).permute(0, 3, 1, 2)
         return mixed
@@ -125,3 +137,24 @@ class _Token(nn.Module):
 def equalise(features: Tensor) -> Tensor:
     """Maps (B, C, h, w) with each location's channels at unit root mean square."""
     return features * torch.rsqrt(features.square().mean(dim=1, keepdim=True) + FLOOR)
+
+
+def windows(grid: Sequence[int], side: int | None, shifted: bool) -> list[tuple[slice, slice]]:
+    """Rows and columns of windows of about ``side`` cells that cover a grid (h, w), each cell once; None = one window.
+
+    Shifted, they begin half a window earlier, so that those at the edge are smaller.
+    """
+    cuts = []
+    for length in grid:
+        count = 1 if side is None else -(-length // side)
+        inner = [length * (2 * i - shifted) // (2 * count) for i in range(1, count + shifted)] if count > 1 else []
+        cuts.append(list(pairwise([0, *inner, length])))
+    return [(slice(*rows), slice(*columns)) for rows in cuts[0] for columns in cuts[1]]
+
+
+def _attend(qkv: Tensor) -> Tensor:
+    """(B, N, 3 · width) → (B, N, width)."""
+    batch, count, width = qkv.shape
+    query, key, value = qkv.view(batch, count, 3, HEADS, width // 3 // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+    seen = functional.scaled_dot_product_attention(query, key, value)
+    return seen.transpose(1, 2).reshape(batch, count, width // 3)

@@ -27,6 +27,9 @@ class BackboneSpec:
             joined (PatchCore, Roth et al. 2022, section 3.1); 1 = none.
         root: take signed square roots of the features first, which tames the heavy tails that convolutional
             networks have (Perronnin et al. 2010, for Fisher vectors).
+        window: ``"compact"`` alone: side, in cells at stride 16, of the windows that attention stays within, so that
+            its time grows with the image's area and not with the square of it; every second block's windows lie half
+            a window further (Liu et al. 2021, section 3.2). None = it sees the whole image.
 
     Raises:
         OptionError: a value is out of range.
@@ -37,6 +40,7 @@ class BackboneSpec:
     stride: int | None = None
     smooth: int = 1
     root: bool = False
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if not self.taps or self.taps[0] < 0 or list(self.taps) != sorted(set(self.taps)):
@@ -45,3 +49,7 @@ class BackboneSpec:
             raise OptionError(f"backbone stride {self.stride}: expected a positive number of pixels")
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise OptionError(f"backbone smooth {self.smooth}: expected an odd number of cells, 1 for none")
+        if self.window is not None and (self.window < 2 or self.name != COMPACT):
+            raise OptionError(
+                f"backbone window {self.window}: expected 2 cells or more, and the backbone {COMPACT}, not {self.name}"
+            )
