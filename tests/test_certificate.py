@@ -31,7 +31,7 @@ def exported(detector: Detector, moved: float = 0.0) -> ExportedDetector:
         return one.anomaly_map, np.asarray(one.score + moved), np.asarray(one.p_value)
 
     known = detector.calibration
-    return ExportedDetector({"size": 64, "slack": slack(known), "calibration": asdict(known)}, compute)
+    return ExportedDetector({"size": 64, "slack": slack(known), "calibration": asdict(known)}, lambda _: compute)
 
 
 def with_scores(detector: Detector, scores: Sequence[float]) -> Detector:

@@ -212,6 +212,29 @@ def test_every_backbone_and_the_papers_flow(recipe: Recipe, request: pytest.Fixt
     assert drift(certificate) is None and len(certificate["images"]) == 10
 
 
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_list_is_judged_as_its_images_are_alone_whatever_the_threads(exports: dict[str, Path], kind: str) -> None:
+    images = [*pictures(7, 50, 8), *pictures(2, 90, 3)]
+    alone = [one for image in images for one in ExportedDetector.load(exports[kind], 1).inspect(image)]
+    for threads in (1, 2, 3, 20):
+        exported = ExportedDetector.load(exports[kind], threads)
+        for one, other in zip(alone, exported.inspect(images), strict=True):
+            np.testing.assert_allclose(other.anomaly_map, one.anomaly_map, rtol=1e-4, atol=1e-3)
+            assert other.score == pytest.approx(one.score, abs=exported.slack) and other.p_value == one.p_value
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_list_is_judged_though_the_file_is_gone(exports: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    for file in exports[kind].parent.glob("*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    exported = ExportedDetector.load(tmp_path / exports[kind].name, 2)
+    images = list(pictures(3, 50, 8))
+    before = [exported.inspect(image)[0].score for image in images]
+    for file in tmp_path.glob("*"):
+        file.unlink()
+    assert [one.score for one in exported.inspect(images)] == pytest.approx(before, abs=exported.slack)
+
+
 def test_on_drift_there_is_no_file(
     exports: dict[str, Path],
     part: tuple[Path, Detector],
@@ -225,9 +248,12 @@ def test_on_drift_there_is_no_file(
     def drifting(path: Path, threads: int = 0) -> ExportedDetector:
         exported = honest(path, threads)
         compute = exported._compute
-        return ExportedDetector(
-            exported.about, lambda image: (compute(image)[0], compute(image)[1] + np.float32(moved), compute(image)[2])
-        )
+
+        def shifted(image: Image) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+            anomaly_map, score, p_value = compute(image)
+            return [anomaly_map, score + np.float32(moved), p_value]
+
+        return ExportedDetector(exported.about, lambda _: shifted)
 
     monkeypatch.setattr(ExportedDetector, "load", staticmethod(drifting))
     (tmp_path / "old.onnx").write_bytes(b"old")
@@ -253,7 +279,7 @@ def test_drift_is_seen_in_scores_verdicts_and_numbers(exports: dict[str, Path], 
         anomaly_map, score, p_value = exported._compute(image)
         return [np.full_like(anomaly_map, np.nan), score, p_value]
 
-    assert "no numbers" in str(drift(compare(part[1], ExportedDetector(exported.about, broken), images)))
+    assert "no numbers" in str(drift(compare(part[1], ExportedDetector(exported.about, lambda _: broken), images)))
 
 
 def test_spread_and_slack() -> None:

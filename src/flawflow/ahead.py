@@ -9,11 +9,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-THREADS = 2
-
-
-def ahead(work: Callable[[Item], Result], items: Iterable[Item], count: int) -> Iterator[Result]:
-    """``work`` of each item, in order; up to ``count`` more are worked on meanwhile, by two threads at most.
+def ahead(work: Callable[[Item], Result], items: Iterable[Item], count: int, threads: int = 2) -> Iterator[Result]:
+    """``work`` of each item, in order; up to ``count`` more are worked on meanwhile, by ``threads`` threads at most.
 
     What ``work`` raises is raised in its item's turn. No more than ``count`` results wait, so memory stays flat; with
     a ``count`` of 0 nothing is begun before it is asked for.
@@ -21,7 +18,7 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], count: int) -> 
     if not count:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(min(count, THREADS)) as pool:
+    with ThreadPoolExecutor(min(count, threads)) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

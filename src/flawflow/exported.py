@@ -5,6 +5,8 @@ budgets, stands in its metadata and is applied here.
 """
 
 import json
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ SUFFIXES = (".onnx", ".xml")
 EXPORT_VERSION = 1
 # uint8 RGB (H, W, 3) → map (S, S), score (), p-value ()
 Compute = Callable[[Image], Sequence[NDArray[np.float32]]]
+# How many images are computed at once → the computation, which so many threads may call.
+Open = Callable[[int], Compute]
+_MOST = 8  # images at once
 _SLACK = 1e-4
 
 
@@ -50,18 +55,21 @@ class ExportedDetector:
 
     Args:
         about: the metadata of the file.
-        compute: runs the graph.
+        opened: opens the graph.
+        threads: of the computation.
 
     Raises:
         KeyError, TypeError, ValueError: the metadata does not fit.
     """
 
-    def __init__(self, about: Mapping[str, Any], compute: Compute) -> None:
+    def __init__(self, about: Mapping[str, Any], opened: Open, threads: int = 1) -> None:
         self.about = dict(about)
         self.size = int(about["size"])
         self.slack = float(about["slack"])
         self.calibration = Calibration.from_dict(about["calibration"])
-        self._compute = compute
+        self._open, self._at_most = opened, min(threads, _MOST)
+        self._compute = opened(1)
+        self._at_once: Compute | None = None
 
     @staticmethod
     def load(path: Path, threads: int = 0) -> "ExportedDetector":
@@ -69,7 +77,7 @@ class ExportedDetector:
 
         Args:
             path: an .onnx file, or the .xml file of OpenVINO with its .bin beside it.
-            threads: of the computation; 0 = the runtime's choice.
+            threads: of the computation; 0 = as many as there are processors.
 
         Raises:
             DetectorFileError: the file is missing, damaged, of another kind or version.
@@ -77,7 +85,8 @@ class ExportedDetector:
         """
         if not path.is_file():
             raise DetectorFileError(f"{path} does not exist: name a file that 'flawflow export' wrote")
-        text, compute = _open_onnx(path, threads) if path.suffix.lower() == ".onnx" else _open_openvino(path, threads)
+        threads = threads or _processors()
+        text, opened = _open_onnx(path, threads) if path.suffix.lower() == ".onnx" else _open_openvino(path, threads)
         try:
             about = json.loads(text)
             version = about["version"]
@@ -86,7 +95,7 @@ class ExportedDetector:
                     f"{path} is an export of version {version}, this flawflow reads version {EXPORT_VERSION}: export "
                     "the detector again"
                 )
-            return ExportedDetector(about, compute)
+            return ExportedDetector(about, opened, threads)
         except (KeyError, TypeError, ValueError) as cause:
             if isinstance(cause, DetectorFileError):
                 raise
@@ -116,13 +125,20 @@ class ExportedDetector:
         if isinstance(images, Path | np.ndarray):
             images = [images]
         line = self.decision(budget).threshold
-        coming = ahead(_read, images, 0 if len(images) == 1 else 1)
-        return [self._judge(one, line) for one in coming]
+        several = min(self._at_most, len(images))
+        if several == 1:
+            coming = ahead(_read, images, int(len(images) > 1))
+            return [self._judge(one, line, self._compute) for one in coming]
+        # Each image on one thread, from file to verdict: no processor waits for another.
+        if self._at_once is None:
+            self._at_once = self._open(self._at_most)
+        compute = self._at_once
+        return list(ahead(lambda one: self._judge(_read(one), line, compute), images, several, several))
 
-    def _judge(self, image: Image, line: float) -> Inspection:
+    def _judge(self, image: Image, line: float, compute: Compute) -> Inspection:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ImageError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
-        anomaly_map, value, _ = self._compute(np.ascontiguousarray(image))
+        anomaly_map, value, _ = compute(np.ascontiguousarray(image))
         score = float(value)
         least = score - self.slack
         return Inspection(score, p_value(least, self.calibration.image_scores), least > line, anomaly_map)
@@ -132,33 +148,42 @@ def _read(one: Image | Path) -> Image:
     return read_image(one) if isinstance(one, Path) else one
 
 
-def _open_onnx(path: Path, threads: int) -> tuple[str, Compute]:
+def _open_onnx(path: Path, threads: int) -> tuple[str, Open]:
     """The metadata's text and the graph by onnxruntime."""
     try:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ImportError as cause:
         raise OptionError(_missing(path, "onnxruntime")) from cause
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     kinds = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NoModel, state.InvalidArgument)
     damaged = (*kinds, state.NotImplemented, state.RuntimeException, RuntimeError, ValueError)
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except damaged as cause:
-        raise DetectorFileError(_damaged(path, cause)) from cause
-    names = [one.name for one in session.get_inputs()]
-    text = session.get_modelmeta().custom_metadata_map.get("flawflow", "null")
+    written = path.read_bytes()  # whatever becomes of the file, both ways of computing are of the same one
 
-    def compute(image: Image) -> Sequence[NDArray[np.float32]]:
-        found: Sequence[NDArray[np.float32]] = session.run(None, {names[0]: image})
-        return found
+    def session(images: int) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads // images
+        options.log_severity_level = 3
+        try:
+            return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+        except damaged as cause:
+            raise DetectorFileError(_damaged(path, cause)) from cause
 
-    return text, compute
+    first = session(1)
+    name = first.get_inputs()[0].name
+
+    def opened(images: int) -> Compute:
+        one = first if images == 1 else session(images)
+
+        def compute(image: Image) -> Sequence[NDArray[np.float32]]:
+            found: Sequence[NDArray[np.float32]] = one.run(None, {name: image})
+            return found
+
+        return compute
+
+    return first.get_modelmeta().custom_metadata_map.get("flawflow", "null"), opened
 
 
-def _open_openvino(path: Path, threads: int) -> tuple[str, Compute]:
+def _open_openvino(path: Path, threads: int) -> tuple[str, Open]:
     """The metadata's text and the graph by OpenVINO, in single precision whatever the processor offers."""
     try:
         import openvino
@@ -168,22 +193,34 @@ def _open_openvino(path: Path, threads: int) -> tuple[str, Compute]:
     if not weights.is_file():
         raise DetectorFileError(f"{weights} does not exist: it belongs beside {path.name}; copy both files")
     core = openvino.Core()
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.read_model(path)
         text = str(model.get_rt_info("flawflow").value) if model.has_rt_info("flawflow") else "null"
-        compiled = core.compile_model(model, "CPU", settings)
     except RuntimeError as cause:
         raise DetectorFileError(_damaged(path, cause)) from cause
-    request = compiled.create_infer_request()
 
-    def compute(image: Image) -> Sequence[NDArray[np.float32]]:
-        found = request.infer([image])
-        return [np.array(found[index]) for index in range(3)]
+    def opened(images: int) -> Compute:
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        settings |= {"PERFORMANCE_HINT": "LATENCY"} if images == 1 else {"NUM_STREAMS": images}
+        try:
+            compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as cause:
+            raise DetectorFileError(_damaged(path, cause)) from cause
+        own = threading.local()  # a request serves one thread
 
-    return text, compute
+        def compute(image: Image) -> Sequence[NDArray[np.float32]]:
+            if not hasattr(own, "request"):
+                own.request = compiled.create_infer_request()
+            found = own.request.infer([image])
+            return [np.array(found[index]) for index in range(3)]
+
+        return compute
+
+    return text, opened
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _missing(path: Path, package: str) -> str:
