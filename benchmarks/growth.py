@@ -181,6 +181,7 @@ def table(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Time and memory against each of the three, on double logarithmic paper."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
@@ -189,6 +190,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         x = [row[across] for row in of_group]
         for label, key in (("fit, s", "fit_seconds"), ("inspect, ms", "inspect_ms"), ("peak memory, GiB", "peak_gib")):
             axis.loglog(x, [row[key] for row in of_group], "o-", label=label)
+        axis.set_xticks(x, [f"{value}" for value in x])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlabel({"images": "images", "side": "side of the input, px", "channels": "channels"}[across])
         axis.grid(True, which="both", alpha=0.2)
     axes[0].legend()

@@ -224,6 +224,14 @@ def test_a_list_is_judged_as_its_images_are_alone_whatever_the_threads(exports: 
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_the_graph_resizes_as_its_runtime_does(exports: dict[str, Path], kind: str) -> None:
+    by_runtime, by_graph = (ExportedDetector.load(exports[kind], resize=resize) for resize in (True, False))
+    images = [*pictures(2, 50, 8), *pictures(1, 64, 3), *pictures(2, 190, 5)]
+    for one, other in zip(by_runtime.inspect(images), by_graph.inspect(images), strict=True):
+        assert other.score == pytest.approx(one.score, abs=by_graph.slack)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
 def test_a_list_is_judged_though_the_file_is_gone(exports: dict[str, Path], tmp_path: Path, kind: str) -> None:
     for file in exports[kind].parent.glob("*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -245,8 +253,8 @@ def test_on_drift_there_is_no_file(
     honest = ExportedDetector.load
     moved = 2 * LIMIT * spread(part[1].calibration)
 
-    def drifting(path: Path, threads: int = 0) -> ExportedDetector:
-        exported = honest(path, threads)
+    def drifting(path: Path, threads: int, resize: bool) -> ExportedDetector:
+        exported = honest(path, threads, resize)
         compute = exported._compute
 
         def shifted(image: Image) -> list[np.ndarray[Any, np.dtype[np.float32]]]:

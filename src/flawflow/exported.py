@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from flawflow.ahead import ahead
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, ImageError, OptionError
-from flawflow.images import read_image
+from flawflow.images import read_image, resize_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.types import Image
 
@@ -57,27 +57,30 @@ class ExportedDetector:
         about: the metadata of the file.
         opened: opens the graph.
         threads: of the computation.
+        resize: with Pillow, which is faster, instead of in the graph, as other programs that run it do.
 
     Raises:
         KeyError, TypeError, ValueError: the metadata does not fit.
     """
 
-    def __init__(self, about: Mapping[str, Any], opened: Open, threads: int = 1) -> None:
+    def __init__(self, about: Mapping[str, Any], opened: Open, threads: int = 1, resize: bool = True) -> None:
         self.about = dict(about)
         self.size = int(about["size"])
         self.slack = float(about["slack"])
         self.calibration = Calibration.from_dict(about["calibration"])
         self._open, self._at_most = opened, min(threads, _MOST)
+        self._resize = resize
         self._compute = opened(1)
         self._at_once: Compute | None = None
 
     @staticmethod
-    def load(path: Path, threads: int = 0) -> "ExportedDetector":
+    def load(path: Path, threads: int = 0, resize: bool = True) -> "ExportedDetector":
         """Read an exported detector.
 
         Args:
             path: an .onnx file, or the .xml file of OpenVINO with its .bin beside it.
             threads: of the computation; 0 = as many as there are processors.
+            resize: with Pillow; False = in the graph, whose pixels are the same.
 
         Raises:
             DetectorFileError: the file is missing, damaged, of another kind or version.
@@ -95,7 +98,7 @@ class ExportedDetector:
                     f"{path} is an export of version {version}, this flawflow reads version {EXPORT_VERSION}: export "
                     "the detector again"
                 )
-            return ExportedDetector(about, opened, threads)
+            return ExportedDetector(about, opened, threads, resize)
         except (KeyError, TypeError, ValueError) as cause:
             if isinstance(cause, DetectorFileError):
                 raise
@@ -138,6 +141,8 @@ class ExportedDetector:
     def _judge(self, image: Image, line: float, compute: Compute) -> Inspection:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
             raise ImageError(f"expected a uint8 RGB image (H, W, 3), got {image.dtype} {image.shape}")
+        if self._resize:
+            image = resize_image(image, self.size)
         anomaly_map, value, _ = compute(np.ascontiguousarray(image))
         score = float(value)
         least = score - self.slack

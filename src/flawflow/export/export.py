@@ -50,9 +50,8 @@ def export_detector(
             say(f"writing the network as {kind}")
             _write(detector, about, temporary, kind)
             say(f"comparing {len(images)} images")
-            compared = compare(
-                detector, ExportedDetector.load(temporary, torch.get_num_threads()), images, samples is None
-            )
+            exported = ExportedDetector.load(temporary, torch.get_num_threads(), resize=False)
+            compared = compare(detector, exported, images, samples is None)
             require_no_drift(compared, output)
             written = {output.name: digest(temporary)}
             for file in beside:

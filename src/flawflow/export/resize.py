@@ -12,6 +12,7 @@ with their product with the output's side.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,17 +32,18 @@ _NODES = 8192  # entries of the kernel's table in a pixel of the coarser grid
 class _Nodes:
     """ONNX nodes and constants in the order in which they were asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "resize") -> None:
+        self.prefix = prefix
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"resize_{len(self.nodes)}"
+        name = output or f"{self.prefix}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
         return name
 
     def value(self, value: Any, kind: type[np.generic] = np.int64) -> str:
-        name = f"resize_constant_{len(self.constants)}"
+        name = f"{self.prefix}_constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
         return name
 
@@ -51,28 +53,44 @@ class _Nodes:
             first = self.op(kind, first, second)
         return first
 
+    def graph(self, output: str, size: int, inputs: Sequence[onnx.ValueInfoProto] = ()) -> onnx.GraphProto:
+        """What there is so far as a graph that gives uint8 pixels (1, size, size, 3)."""
+        pixels = helper.make_tensor_value_info(output, TensorProto.UINT8, [1, size, size, 3])
+        return helper.make_graph(self.nodes, self.prefix, inputs, [pixels], self.constants)
+
 
 def resize_model(size: int, double: bool = True) -> onnx.ModelProto:
     """uint8 RGB ``image`` (H, W, 3) of any size → uint8 ``pixels`` (1, size, size, 3).
 
-    Without ``double`` nothing is computed in double precision, which OpenVINO's CPU plugin turns into single.
+    An image that has the size is passed on as it is. Without ``double`` nothing is computed in double precision, which
+    OpenVINO's CPU plugin turns into single, and every image is resized: that plugin answers wrongly where the branches
+    of an If give one shape.
     """
     build = _Nodes()
+    pixels = _resized(build, size, double)
+    if double:
+        kept = _Nodes("kept")
+        same = kept.graph(kept.op("Unsqueeze", "image", kept.value([0])), size)
+        other = build.graph(pixels, size)
+        build = _Nodes("choice")
+        sides = build.op("Sub", build.op("Shape", "image", start=0, end=2), build.value([size, size]))
+        largest = build.op("ReduceMax", build.op("Abs", sides), keepdims=0)
+        differs = build.op("Cast", largest, to=TensorProto.BOOL)
+        pixels = build.op("If", differs, then_branch=other, else_branch=same)
+    build.op("Identity", pixels, output="pixels")
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])
+    graph = build.graph("pixels", size, [image])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _resized(build: _Nodes, size: int, double: bool) -> str:
     tall = _height_first(build, size) if pillow_turns() else build.value(False, np.bool_)
     turned = _transposed(build, tall, "image", (2, 1, 0), (2, 0, 1))
     planes = build.op("Cast", turned, to=TensorProto.FLOAT)
     narrow = _resample(build, planes, size, double)
     small = _resample(build, build.op("Transpose", narrow, perm=[0, 2, 1]), size, double)
     upright = build.op("Cast", _transposed(build, tall, small, (1, 2, 0), (2, 1, 0)), to=TensorProto.UINT8)
-    build.op("Reshape", upright, build.value([1, size, size, 3]), output="pixels")
-    graph = helper.make_graph(
-        build.nodes,
-        "resize",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])],
-        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, [1, size, size, 3])],
-        build.constants,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return build.op("Reshape", upright, build.value([1, size, size, 3]))
 
 
 def pillow_turns() -> bool:
