@@ -85,7 +85,7 @@ def test_the_dense_memory_remembers_the_same(reach: int) -> None:
     dense = DenseMemory(memory, (7, 5))
     torch.testing.assert_close(dense(z, log_det, nll), lowered)
     # A runtime writes a constant down for each product that it takes part in.
-    assert [index for span in dense.spans for index in range(*span)] == list(range(len(memory.centres)))
+    assert [index for span in dense.spans for index in range(*span)] == list(range(len(memory.places)))
 
 
 def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:

@@ -43,8 +43,8 @@ def test_default_fits_two_cores() -> None:
 
 
 def test_an_unknown_recipe_is_named() -> None:
-    with pytest.raises(OptionError, match=r"unknown recipe 'fast'.*default, deit, paper"):
-        named_recipe("fast")
+    with pytest.raises(OptionError, match=r"unknown recipe 'quick'.*default, fast, deit, paper"):
+        named_recipe("quick")
 
 
 @pytest.mark.parametrize(

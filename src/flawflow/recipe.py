@@ -228,6 +228,11 @@ def deit() -> Recipe:
     )
 
 
+def fast() -> Recipe:
+    """The recipe `default` for the edge: 256 pixels, and the network without its attention, half of its time."""
+    return replace(default(), name="fast", size=256, backbone=BackboneSpec(name=COMPACT, taps=(2,)))
+
+
 def filters() -> Recipe:
     """A small recipe for plain and regular textures: a fixed filter bank, which has learned nothing, under a flow."""
     return replace(
@@ -243,7 +248,7 @@ def filters() -> Recipe:
     )
 
 
-RECIPES = {"default": default, "deit": deit, "paper": paper, "filters": filters}
+RECIPES = {"default": default, "fast": fast, "deit": deit, "paper": paper, "filters": filters}
 AUTO = "auto"
 
 

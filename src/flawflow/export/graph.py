@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from flawflow.detector import Detector
 from flawflow.features import shifted, views
@@ -29,7 +30,9 @@ class DenseMemory(nn.Module):
         self.height, self.width = grid
         self.reach = memory.reach
         self.threshold = float(memory.threshold)
-        self.register_buffer("centres", memory.centres.clone())
+        # ‖z − c‖² = ‖z‖² + (‖c‖² − 2 z·c), of which the bracket is one affine map of the cells.
+        self.register_buffer("factors", -2 * memory.centres.T)
+        self.register_buffer("norms", memory.centres.square().sum(dim=1))
         rows = memory.places[:, 0]
         borders = torch.searchsorted(rows.contiguous(), torch.arange(self.height + 1, dtype=rows.dtype)).tolist()
         self.spans = list(pairwise(borders))  # first and last + 1 of what each row remembers; it is ordered by row
@@ -38,23 +41,20 @@ class DenseMemory(nn.Module):
 
     def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
         """As `flow.Memory`, of one image: z (1, C, h, w), log_det and nll (1, h, w) → (1, h, w)."""
-        least = [torch.full((self.width,), _FAR) for _ in range(self.height)]
-        for row, (first, last) in enumerate(self.spans):
-            if first < last:
-                top = max(0, row - self.reach)
-                found = self._least(z[0, :, top : row + self.reach + 1], first, last)
-                for near, one in enumerate(found.unbind(), top):
-                    least[near] = torch.minimum(least[near], one)
-        lowered = torch.minimum(nll, 0.5 * torch.stack(least)[None] - log_det)
+        found = [self._beyond(z[0], row, *span) for row, span in enumerate(self.spans) if span[0] < span[1]]
+        if not found:
+            return nll
+        least = (torch.stack(found).amin(dim=0) + z[0].square().sum(dim=0)).clamp_min(0)
+        lowered = torch.minimum(nll, 0.5 * least[None] - log_det)
         return torch.where(nll > self.threshold, lowered, nll)
 
-    def _least(self, cells: Tensor, first: int, last: int) -> Tensor:
-        """(C, rows, w) → (rows, w): squared distance to the nearest of these remembered latents near each cell."""
-        near = self.get_buffer("centres")[first:last]
-        flat = cells.flatten(1).T
-        distance = near.square().sum(dim=1)[None, :] - 2 * (flat @ near.T) + flat.square().sum(dim=1)[:, None]
-        away = self.get_buffer("away")[:, first:last]
-        return distance.reshape(-1, self.width, last - first).masked_fill(away, _FAR).amin(dim=-1).clamp_min(0)
+    def _beyond(self, z: Tensor, row: int, first: int, last: int) -> Tensor:
+        """Least ‖z − c‖² − ‖z‖² of each cell to what one row remembers, (h, w)."""
+        top, bottom = max(0, row - self.reach), min(self.height, row + self.reach + 1)
+        factors, norms, away = (self.get_buffer(name)[..., first:last] for name in ("factors", "norms", "away"))
+        beyond = functional.linear(z[:, top:bottom].flatten(1).T, factors.T, norms)
+        least = beyond.reshape(-1, self.width, last - first).masked_fill(away, _FAR).amin(dim=-1)
+        return functional.pad(least, (0, 0, top, self.height - bottom), value=_FAR)
 
 
 class DetectorGraph(nn.Module):
