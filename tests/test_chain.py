@@ -122,7 +122,7 @@ def test_what_was_folded_is_folded_again_after_a_change() -> None:
     flow.load_state_dict(make_flow(SMALL, channels=6, seed=5).state_dict())
     assert torch.allclose(flow(x)[0], block_by_block(flow, x)[0])
     flow.float()
-    assert torch.allclose(flow(x.float())[0], block_by_block(flow, x.float())[0], atol=1e-4)
+    assert torch.allclose(flow(x.float())[0], block_by_block(flow, x.float())[0], rtol=1e-4, atol=1e-3)
     with torch.inference_mode():
         assert torch.equal(flow(x.float())[0], flow(x.float())[0])
 

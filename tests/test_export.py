@@ -243,6 +243,27 @@ def test_a_list_is_judged_though_the_file_is_gone(exports: dict[str, Path], tmp_
     assert [one.score for one in exported.inspect(images)] == pytest.approx(before, abs=exported.slack)
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from flawflow.exported import ExportedDetector
+signal.signal(signal.SIGINT, lambda *_: print("heard", flush=True))
+first = ExportedDetector.load(Path(sys.argv[1]), 2)
+second = ExportedDetector.load(Path(sys.argv[1]), 2)
+del first
+del second
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_a_signal_is_heard_after_several_exports_have_gone(exports: dict[str, Path], kind: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(exports[kind])]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (0, "heard\n")
+
+
 def test_on_drift_there_is_no_file(
     exports: dict[str, Path],
     part: tuple[Path, Detector],

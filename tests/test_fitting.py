@@ -259,7 +259,7 @@ def test_the_fewest_images_fit_and_fewer_are_explained(product: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "error", "message"),
     [
-        ({"recipe": "fast"}, OptionError, "unknown recipe 'fast'"),
+        ({"recipe": "swift"}, OptionError, "unknown recipe 'swift'"),
         ({"seed": -1}, OptionError, "seed is -1"),
         ({"seed": 2**40}, OptionError, "seed is 1099511627776"),
         ({"shots": 500}, InputError, "500"),

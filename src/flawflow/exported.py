@@ -6,9 +6,10 @@ budgets, stands in its metadata and is applied here.
 
 import json
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -191,13 +192,12 @@ def _open_onnx(path: Path, threads: int) -> tuple[str, Open]:
 def _open_openvino(path: Path, threads: int) -> tuple[str, Open]:
     """The metadata's text and the graph by OpenVINO, in single precision whatever the processor offers."""
     try:
-        import openvino
+        core = _openvino_core()
     except ImportError as cause:
         raise OptionError(_missing(path, "openvino")) from cause
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise DetectorFileError(f"{weights} does not exist: it belongs beside {path.name}; copy both files")
-    core = openvino.Core()
     try:
         model = core.read_model(path)
         text = str(model.get_rt_info("flawflow").value) if model.has_rt_info("flawflow") else "null"
@@ -211,17 +211,33 @@ def _open_openvino(path: Path, threads: int) -> tuple[str, Open]:
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as cause:
             raise DetectorFileError(_damaged(path, cause)) from cause
-        own = threading.local()  # a request serves one thread
+        idle: SimpleQueue[Any] = SimpleQueue()  # a request serves one image at a time
+        for _ in range(images):
+            idle.put(compiled.create_infer_request())
 
         def compute(image: Image) -> Sequence[NDArray[np.float32]]:
-            if not hasattr(own, "request"):
-                own.request = compiled.create_infer_request()
-            found = own.request.infer([image])
-            return [np.array(found[index]) for index in range(3)]
+            request = idle.get()
+            try:
+                found = request.infer([image])
+                return [np.array(found[index]) for index in range(3)]
+            finally:
+                idle.put(request)
 
         return compute
 
     return text, opened
+
+
+@cache
+def _openvino_core() -> Any:
+    """The only one of this process, kept until its end.
+
+    Each sets a stack for signals and puts back, when it goes, the one before, which may be that of another that went
+    earlier: the next signal would end the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _processors() -> int:
