@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flawflow.backbones import BackboneSpec, build_backbone, default_spec
+from flawflow.backbones import BackboneSpec, build_backbone, default_spec, unpack_backbone
 from flawflow.backbones.backbone import join_levels
 from flawflow.backbones.filters import FilterBank, gabor_kernels
 from flawflow.backbones.timm_models import outline
@@ -325,3 +325,22 @@ def test_filters_of_a_plain_image_are_the_same_everywhere() -> None:
     features = backbone(torch.full((1, 96, 96, 3), 90, dtype=torch.uint8))
     assert torch.isfinite(features).all()
     assert (features - features[:, :, :1, :1]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(("name", "taps"), [("compact", (2, 3)), ("cait_xxs24_224", (1,)), ("resnet18", (2,))])
+def test_in_bfloat16_the_maps_are_near_and_the_weights_the_same(
+    name: str, taps: tuple[int, ...], tmp_path: Path
+) -> None:
+    file = None if name == "compact" else _saved(_random_model(name), tmp_path)
+    exact = build_backbone(BackboneSpec(name, taps), 64, file)
+    lower = build_backbone(BackboneSpec(name, taps, precision="bfloat16"), 64, file)
+    images = _images(64)
+    expected, found = exact(images), lower(images)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    assert (found - expected).norm() <= 0.03 * expected.norm()
+    assert torch.equal(lower(images), found)
+    assert lower.weights_hash == exact.weights_hash and lower.weights().keys() == exact.weights().keys()
+    packed = lower.pack()
+    assert packed.tensors.keys() == exact.pack().tensors.keys()
+    if name != "cait_xxs24_224":  # its recorded form rounds elsewhere
+        assert torch.equal(unpack_backbone(lower.spec, 64, packed)(images), found)

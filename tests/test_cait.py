@@ -52,3 +52,13 @@ def test_every_cait_has_it_under_timms_names() -> None:
     network = timm_models.make_network("cait_xxs24_224", 224, "meta")
     attention = [one for one in network.modules() if isinstance(one, TalkingHeadAttn)]
     assert len(attention) == 24 and all(isinstance(one, StreamedTalkingHeads) for one in attention)
+
+
+@torch.no_grad()
+def test_in_bfloat16_it_stays_near() -> None:
+    plain, ours = pair(96, 2)
+    x = torch.randn(1, 70, 96, generator=torch.Generator().manual_seed(1))
+    expected = plain(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours(x)
+    assert (found - expected).norm() <= 0.03 * expected.norm()

@@ -437,3 +437,12 @@ def test_unusable_requests_get_one_sentence(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install onnxruntime" in refused("inspect", exports["onnx"], samples)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty"]
+
+
+def test_a_backbone_in_another_precision_is_refused(tmp_path: Path) -> None:
+    detector = make_detector()
+    spec = replace(detector.recipe.backbone, precision="bfloat16")
+    detector.recipe = replace(detector.recipe, backbone=spec)
+    with pytest.raises(OptionError, match="computes in float32"):
+        export_detector(detector, tmp_path / "d.flaw", tmp_path / "d.onnx", "onnx", None, silent)
+    assert not list(tmp_path.iterdir())

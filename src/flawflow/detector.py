@@ -1,7 +1,7 @@
 """The detector: backbone, flow and the scores of held-out good parts, in one file; it inspects images."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,7 @@ from flawflow.images import resize_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
 from flawflow.reference import Reference
+from flawflow.replay import Network, Replayed
 from flawflow.roi import Roi
 from flawflow.scorer import Scorer
 from flawflow.scoring import enlarge, location_scores, smooth
@@ -80,6 +81,7 @@ class Detector:
         self.weights_file = weights_file
         self.bundle = bundle
         self.reference = reference
+        self._replayed = _replayed(self.backbone, self.flow)
 
     @property
     def device(self) -> torch.device:
@@ -138,7 +140,7 @@ class Detector:
 
     def score_maps(self, images: Sequence[Image]) -> Tensor:
         """Anomaly maps (B, size, size), float32 on the CPU, of images that already have the input size."""
-        return score_images(self.backbone, self.flow, self.recipe, images, self.device)
+        return score_images(self.backbone, self.flow, self.recipe, images, self.device, network=self._replayed)
 
     def image_scores(self, maps: Tensor) -> Tensor:
         """Image scores (B,) of anomaly maps (B, size, size), in the units of the map; higher = more anomalous."""
@@ -227,6 +229,18 @@ class Detector:
         return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file, bundle, reference)
 
 
+def _replayed(backbone: Backbone, flow: Flow) -> Replayed:
+    def latents(images: Tensor) -> tuple[Tensor, ...]:
+        z, log_det = flow(backbone(images))
+        return z, log_det
+
+    def state() -> Hashable:
+        made_of = flow.state()
+        return None if made_of is None else (made_of, backbone.mean.data_ptr())
+
+    return Replayed(latents, state)
+
+
 @torch.inference_mode()
 def score_images(
     backbone: Backbone,
@@ -235,11 +249,13 @@ def score_images(
     images: Sequence[Image],
     device: torch.device,
     latents: list[Tensor] | None = None,
+    network: Network | None = None,
 ) -> Tensor:
     """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
 
     A view is the image shifted, with the edge repeated; its map is shifted back. The latents z (B, C, h, w) of each
-    view are added to ``latents``, where given, which is for one image alone.
+    view are added to ``latents``, where given, which is for one image alone. ``network`` takes the place of backbone
+    and flow, where given.
 
     On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one
     product are, and products of another shape round differently, where what an image scores must not depend on those
@@ -251,7 +267,8 @@ def score_images(
     seen = views(recipe.scoring.shift)
     total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
     for dy, dx in seen:
-        z, log_det = flow(backbone(shifted(batch, dy, dx)))
+        seen_so = shifted(batch, dy, dx)
+        z, log_det = flow(backbone(seen_so)) if network is None else network(seen_so)
         if latents is not None:
             latents.append(z.float().cpu())
         maps = location_scores(z, log_det, recipe.scoring.score)

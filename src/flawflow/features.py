@@ -1,5 +1,6 @@
 """Images → feature maps in the store: what training and validation read. One of the files that know the order."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -180,8 +181,11 @@ class FeatureJob:
         return (drawn.normal, None) if kind == "normal" else (drawn.defective, drawn.mask)
 
     def _rows(self, kind: str, version: int, start: int, bar: "tqdm[Any]") -> Iterator[dict[str, NDArray[Any]]]:
-        batch = 1 if self.backbone.size * self.backbone.channels > 200_000 else 8
-        coming = ahead(lambda index: self._draw(index, kind, version), range(start, len(self.source)), 2 * batch)
+        large = self.backbone.size * self.backbone.channels > 200_000
+        # A processor draws and computes with the same cores; a GPU waits for all that draw.
+        batch, threads = (1 if large else 8, _WORKERS) if self.device.type == "cpu" else (16, os.cpu_count() or 1)
+        indices = range(start, len(self.source))
+        coming = ahead(lambda index: self._draw(index, kind, version), indices, 2 * batch, threads)
         while drawn := list(islice(coming, batch)):
             maps = extract(self.backbone, [image for image, _ in drawn], self.device)
             for features, (_, coverage) in zip(maps, drawn, strict=True):

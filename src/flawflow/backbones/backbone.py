@@ -1,5 +1,6 @@
 """The frozen network that turns images into feature maps."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,7 @@ class Backbone(nn.Module):
         held = self._held()
         # what was resampled to this input size is kept as it came, so that the hash holds at any size
         self._originals = {name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape}
+        self._rounded: list[nn.Module] = []  # in a list, so that it is no part of what is saved
         self.register_buffer("mean", torch.tensor(norm[0]).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("scale", 1 / (torch.tensor(norm[1]).view(1, 3, 1, 1) * 255), persistent=False)
         self.requires_grad_(False)
@@ -119,7 +121,22 @@ class Backbone(nn.Module):
             side = self.size
             raise OptionError(f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)")
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
-        return join_levels(self.levels(pixels), self.grid, self.spec)
+        if self.spec.precision == "float32":
+            return join_levels(self.levels(pixels), self.grid, self.spec)
+        if not self._rounded or next(self._rounded[0].parameters(), pixels).device != pixels.device:
+            self._rounded = [in_bfloat16(self.levels)]
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            maps = self._rounded[0](pixels)
+        return join_levels(maps, self.grid, self.spec)
+
+
+def in_bfloat16(levels: nn.Module) -> nn.Module:
+    """A copy for use under autocast, whose largest weights are rounded once and not at each image."""
+    rounded = copy.deepcopy(levels)
+    for module in rounded.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+    return rounded
 
 
 def join_levels(levels: Sequence[Tensor], grid: tuple[int, int], spec: BackboneSpec) -> Tensor:

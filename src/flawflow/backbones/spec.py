@@ -1,6 +1,7 @@
 """Which frozen network looks at the images, and where it is tapped."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from flawflow.errors import OptionError
 
@@ -30,6 +31,8 @@ class BackboneSpec:
         window: ``"compact"`` alone: side, in cells at stride 16, of the windows that attention stays within, so that
             its time grows with the image's area and not with the square of it; every second block's windows lie half
             a window further (Liu et al. 2021, section 3.2). None = it sees the whole image.
+        precision: of the factors of the network's products; ``bfloat16`` is faster on a GPU, and on a processor that
+            multiplies matrices of it. What lies between the products stays float32, and so do the feature maps.
 
     Raises:
         OptionError: a value is out of range.
@@ -41,6 +44,7 @@ class BackboneSpec:
     smooth: int = 1
     root: bool = False
     window: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if not self.taps or self.taps[0] < 0 or list(self.taps) != sorted(set(self.taps)):

@@ -42,6 +42,11 @@ def export_detector(
     check_request(output, kind)
     if detector.recipe.tiling.side:
         raise OptionError("a detector fitted on tiles cannot be exported: inspect with its .flaw file")
+    if detector.recipe.backbone.precision != "float32":
+        raise OptionError(
+            f"an export computes in float32, but this detector's backbone in {detector.recipe.backbone.precision}: fit "
+            "with backbone.precision float32 to export it"
+        )
     words, images = sample_images(samples, detector)
     about = metadata(detector, source)
     with atomic_path(output) as temporary:

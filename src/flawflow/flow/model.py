@@ -1,5 +1,6 @@
 """The flow: an invertible network that turns feature maps of normal images into Gaussian noise."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -87,7 +88,7 @@ class Flow(nn.Module):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
         self.memory = Memory(channels, config.reach) if config.memory else None
-        self._chain: tuple[object, Chain] | None = None
+        self._chain: tuple[Hashable, Chain] | None = None
 
     def _block(self) -> CouplingBlock:
         c = self.config
@@ -114,13 +115,19 @@ class Flow(nn.Module):
         """The couplings as one chain; folded once for inspection, and again whenever a parameter has changed."""
         if torch.is_grad_enabled():
             return fold(self.blocks, like)  # type: ignore[arg-type]
-        state = tuple(self.blocks.state_dict(keep_vars=True).values())
-        if any(one.is_inference() for one in state):  # these do not tell when they change
+        key = self.state()
+        if key is None:
             return fold(self.blocks, like)  # type: ignore[arg-type]
-        key = tuple((id(one), one._version, one.data_ptr()) for one in state)
         if self._chain is None or self._chain[0] != key:
             self._chain = key, fold(self.blocks, like)  # type: ignore[arg-type]
         return self._chain[1]
+
+    def state(self) -> Hashable:
+        """Another value whenever a parameter of a coupling has changed; None where that cannot be told."""
+        tensors = tuple(self.blocks.state_dict(keep_vars=True).values())
+        if any(one.is_inference() for one in tensors):  # these do not tell when they change
+            return None
+        return tuple((id(one), one._version, one.data_ptr()) for one in tensors)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Latent z (B, C, h, w) → features (B, C, h, w)."""
