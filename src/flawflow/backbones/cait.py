@@ -1,10 +1,11 @@
 """CaiT's attention without whole tables of all heads: on a processor in blocks of queries that stay in its cache, on a
-GPU in kernels of its own.
+GPU in kernels of its own. And its tokens in the order in which they are read.
 """
 
 from importlib.util import find_spec
 
 import torch
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.cait import TalkingHeadAttn
 from torch import Tensor
 
@@ -39,6 +40,14 @@ class StreamedTalkingHeads(TalkingHeadAttn):
         found = found.view(batch, length, self.num_heads, -1) + self.proj_w.bias[:, None] * sums
         projected: Tensor = self.proj(found.view(batch, length, channels))
         return projected
+
+
+class ContiguousPatches(PatchEmbed):
+    """timm's `PatchEmbed` with each token's channels side by side, as all that follows reads them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return tokens.contiguous()
 
 
 def _streamed(qkv: Tensor, before: Tensor, after: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def make_network(name: str, size: int | None, device: str) -> nn.Module:
     """
     import timm
 
-    from flawflow.backbones.cait import StreamedTalkingHeads
+    from flawflow.backbones.cait import ContiguousPatches, StreamedTalkingHeads
 
     arch = name.split(".", maxsplit=1)[0]
     if ":" in name or not timm.is_model(arch):
@@ -63,7 +63,7 @@ def make_network(name: str, size: int | None, device: str) -> nn.Module:
         config: Any = timm.get_pretrained_cfg(name)
         fixed: dict[str, Any] = {"img_size": size} if size is not None and config.fixed_input_size else {}
         if arch.startswith("cait_"):
-            fixed["attn_block"] = StreamedTalkingHeads
+            fixed |= {"attn_block": StreamedTalkingHeads, "patch_layer": ContiguousPatches}
         with torch.device(device):
             network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **fixed)
     except RuntimeError as error:
