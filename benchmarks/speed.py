@@ -176,9 +176,17 @@ def training_step(flow: nn.Module, x: Tensor, kind: torch.dtype = torch.float32)
     return run
 
 
+def flow_pair(device: str, dropout: float = 0.2) -> tuple[Flow, PlainFlow]:
+    """The paper's flow and the plain writing that shares its parameters."""
+    flow = paper_flow(dropout)
+    plain = PlainFlow(flow).to(device)
+    return flow.to(device), plain
+
+
 def flow_cases(batch: int, device: str) -> dict[str, Case]:
-    sober, flow = paper_flow(0.0).to(device), paper_flow().to(device)
-    plain, plain_sober = PlainFlow(flow).to(device), PlainFlow(sober).to(device)
+    flow, plain = flow_pair(device)
+    sober, plain_sober = flow_pair(device, 0.0)
+    trained, plain_trained = flow_pair(device)
     found = {}
     for count in (1, batch) if device == "cuda" else (1,):
         x = features(count).to(device)
@@ -186,7 +194,6 @@ def flow_cases(batch: int, device: str) -> dict[str, Case]:
             forward(plain, x), forward(flow, x, recorded=True), flow_operations(count), count
         )
     x, operations = features(batch).to(device), 3 * flow_operations(batch)
-    trained, plain_trained = paper_flow().to(device), PlainFlow(paper_flow()).to(device)
     step = training_step(plain_trained, x)
     name = f"training step, {batch} images"
     found[f"flow, {name}"] = Case(step, training_step(trained, x), operations, batch)
