@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from flawflow.flow import SUBNETS, Flow, FlowConfig
 from flawflow.flow.attention import DroppedAttention
+from flawflow.flow.chain import fold
 from flawflow.objective import image_nll
 from flawflow.recipe import named_recipe
 from test_flow import FIXED, features, make_flow
@@ -186,3 +187,26 @@ def test_dropped_attention_drops_at_its_rate_and_by_the_seed() -> None:
     assert float(drawn[0].max()) == pytest.approx(1 / 150 / 0.8, rel=1e-4)
     without = F.scaled_dot_product_attention(q, k, eye)
     assert torch.allclose(DroppedAttention.apply(q, k, eye, 0.0), without)
+
+
+def test_what_is_folded_is_rounded_alike_by_any_number_of_threads() -> None:
+    flow = Flow(464, FlowConfig(blocks=2, hidden=128, heads=4, dropout=0.0, whiten=True), 0).eval()
+    generator = torch.Generator().manual_seed(1)
+    assert flow.whitening is not None
+    flow.whitening.mean.normal_(generator=generator)
+    flow.whitening.matrix.normal_(generator=generator)
+    with torch.no_grad():
+        for one in flow.parameters():
+            one.add_(torch.randn(one.shape, generator=generator), alpha=0.3)
+    x = torch.zeros(1, 464, 1, 1)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3, 5, 7):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                folded = [one for step in fold(flow.blocks, x).steps for one in step.folded]  # type: ignore[arg-type]
+                found.append([flow.whitening(x)[0], *folded])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(one, same) for one, same in zip(other, found[0], strict=True))

@@ -106,7 +106,9 @@ def fold(blocks: Iterable[CouplingBlock], like: Tensor) -> Chain:
         enter, leave = subnet.ends()
         weight, bias, leave_bias = enter.weight.flatten(1), cast(Tensor, enter.bias), cast(Tensor, leave.bias)
         factor = torch.cat([torch.full_like(scale2, 0.1), 0.1 / scale2])
-        ends = (weight * scale1, bias + weight @ offset1, leave.weight.flatten(1) * factor[:, None])
+        # Rounded alike by any number of threads, which a product of matrix and vector is not.
+        moved = (weight * offset1).sum(dim=1)
+        ends = (weight * scale1, bias + moved, leave.weight.flatten(1) * factor[:, None])
         steps.append(Step(subnet, block.clamp, take, change, (*ends, leave_bias * factor, offset2 / scale2)))
         gamma = block.scale()
         gamma1, beta1 = gamma.chunk(2)[0], block.offset.chunk(2)[0]

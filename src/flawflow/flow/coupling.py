@@ -101,7 +101,7 @@ class Whitening(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
         with torch.autocast(x.device.type, enabled=False):
-            bias = -(self.matrix @ self.mean)
+            bias = -(self.matrix * self.mean).sum(dim=1)  # rounded alike by any number of threads, which @ is not
             matrix = self.matrix.expand(x.shape[0], *self.matrix.shape)
             y = torch.baddbmm(bias[:, None], matrix, x.flatten(2)).view_as(x)
         return y, self.log_det.expand(x.shape[0], *x.shape[2:])
