@@ -94,11 +94,12 @@ def test_what_lies_behind_the_last_tap_is_not_computed() -> None:
                 assert torch.equal(one, other)
 
 
-@given(st.integers(1, 70), st.integers(1, 70), st.one_of(st.none(), st.integers(2, 40)), st.booleans())
+@given(st.integers(1, 70), st.integers(1, 70), st.one_of(st.none(), st.integers(3, 40)), st.booleans())
 def test_windows_cover_each_cell_once_and_are_bounded(rows: int, columns: int, side: int | None, shifted: bool) -> None:
     seen = np.zeros((rows, columns), int)
     for part in windows((rows, columns), side, shifted):
         seen[part] += 1
+        assert seen[part].size > 0
         assert side is None or max(seen[part].shape) <= side
     assert (seen == 1).all()
 
@@ -107,16 +108,24 @@ def test_a_window_as_large_as_the_image_changes_nothing_and_a_smaller_one_bounds
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 192, 192, 3), np.uint8))
     other = images.clone()
     other[:, :16, :16] = 255 - other[:, :16, :16]
-    whole, same, bounded = (build_backbone(BackboneSpec(COMPACT, (3,), window=window), 192) for window in (None, 12, 2))
+    whole, same, bounded = (build_backbone(BackboneSpec(COMPACT, (3,), window=window), 192) for window in (None, 12, 3))
     assert torch.equal(whole(images), same(images))
     assert not torch.equal(whole(images)[..., -1, -1], whole(other)[..., -1, -1])
     assert torch.equal(bounded(images)[..., -1, -1], bounded(other)[..., -1, -1])
 
 
-@pytest.mark.parametrize("values", [{"window": 1}, {"window": 8, "name": "resnet18"}])
-def test_a_window_that_cannot_be(values: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match="expected 2 cells or more"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"window": 2}, "3 cells or more"), ({"window": 8, "name": "resnet18"}, "compact alone has one, not resnet18")],
+)
+def test_a_window_that_cannot_be(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
         BackboneSpec(**{"name": COMPACT, "taps": (3,)} | values)
+
+
+def test_a_window_without_attention() -> None:
+    with pytest.raises(OptionError, match="no attention to keep within windows"):
+        build_backbone(BackboneSpec(COMPACT, (2,), window=8), 64)
 
 
 def test_a_level_that_is_not_there() -> None:

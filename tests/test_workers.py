@@ -38,3 +38,14 @@ def test_an_error_comes_through_and_threads_are_given_back(four_threads: None) -
     with pytest.raises(ZeroDivisionError):
         at_once(lambda one: 1 // one, [1, 0, 1])
     assert torch.get_num_threads() == 4
+
+
+def test_a_thread_that_begins_meanwhile_has_all_threads(four_threads: None) -> None:
+    def begin(_: int) -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    assert at_once(begin, range(3)) == [4, 4, 4]

@@ -1,6 +1,6 @@
 """A detector and a drift monitor on one stream of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,8 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
 
 def refer(detector: Detector, images: Sequence[Image | Path]) -> Reference:
     """The reference that a detector keeps, from good images that it did not learn from."""
-    return Reference(tuple(at_once(lambda image: tuple(follow(detector, image)[1].tolist()), images)))
+    every: Callable[..., Iterable[tuple[float, ...]]] = at_once if detector.device.type == "cpu" else map
+    return Reference(tuple(every(lambda image: tuple(follow(detector, image)[1].tolist()), images)))
 
 
 def extend(reference: Reference | None, detector: Detector, images: Sequence[Image | Path]) -> Reference:

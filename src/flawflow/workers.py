@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import TypeVar
 
 import torch
@@ -21,8 +22,20 @@ def at_once(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Resul
     workers = min(threads, len(items), MOST)
     if workers < 2:
         return list(map(work, items))
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            return list(pool.map(work, items))
-    finally:
-        torch.set_num_threads(threads)  # for threads to come, which begin with what was set last anywhere
+    entered = Barrier(workers + 1)
+
+    def enter() -> None:
+        torch.get_num_threads()  # a thread takes over what was set last when it first asks, and here alone
+        torch.set_num_threads(threads // workers)
+        entered.wait()
+
+    with ThreadPoolExecutor(workers, initializer=enter) as pool:
+        try:
+            futures = [pool.submit(work, item) for item in items]
+            entered.wait()
+        except BaseException:
+            entered.abort()  # or those that have entered would wait for the others
+            raise
+        finally:
+            torch.set_num_threads(threads)  # for threads to come, which begin with what was set last anywhere
+        return [future.result() for future in futures]

@@ -69,13 +69,18 @@ class CompactLevels(nn.Module):
     """The network that gives some of its levels: 0 to 2 its convolutional stages, 3 what attention makes of the last.
 
     Raises:
-        OptionError: there is no such level.
+        OptionError: there is no such level, or windows for an attention that is not computed.
     """
 
     def __init__(self, taps: tuple[int, ...], window: int | None = None) -> None:
         super().__init__()
         if taps[-1] >= LEVELS:
             raise OptionError(f"taps {taps} of the compact backbone: expected levels 0 to {LEVELS - 1}")
+        if window is not None and taps[-1] < LEVELS - 1:
+            raise OptionError(
+                f"backbone window {window}: with taps {taps} there is no attention to keep within windows; tap level "
+                f"{LEVELS - 1} or leave the window out"
+            )
         self.taps, self.window = taps, window
         self.network = CompactNetwork()
 
@@ -155,6 +160,10 @@ def windows(grid: Sequence[int], side: int | None, shifted: bool) -> list[tuple[
 def _attend(qkv: Tensor) -> Tensor:
     """(B, N, 3 · width) → (B, N, width)."""
     batch, count, width = qkv.shape
+    if torch.compiler.is_exporting() and count == HEADS:
+        # OpenVINO takes two axes of the same length for one another: each head by itself has no second one.
+        each = zip(*(one.chunk(HEADS, dim=2) for one in qkv.chunk(3, dim=2)), strict=True)
+        return torch.cat([functional.scaled_dot_product_attention(*three) for three in each], dim=2)
     query, key, value = qkv.view(batch, count, 3, HEADS, width // 3 // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
     seen = functional.scaled_dot_product_attention(query, key, value)
     return seen.transpose(1, 2).reshape(batch, count, width // 3)

@@ -53,7 +53,7 @@ class BackboneSpec:
             raise OptionError(f"backbone stride {self.stride}: expected a positive number of pixels")
         if self.smooth < 1 or self.smooth % 2 == 0:
             raise OptionError(f"backbone smooth {self.smooth}: expected an odd number of cells, 1 for none")
-        if self.window is not None and (self.window < 2 or self.name != COMPACT):
-            raise OptionError(
-                f"backbone window {self.window}: expected 2 cells or more, and the backbone {COMPACT}, not {self.name}"
-            )
+        if self.window is not None and self.window < 3:
+            raise OptionError(f"backbone window {self.window}: expected 3 cells or more")
+        if self.window is not None and self.name != COMPACT:
+            raise OptionError(f"backbone window {self.window}: the backbone {COMPACT} alone has one, not {self.name}")

@@ -5,6 +5,7 @@ import json
 import reprlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +25,25 @@ _MOST_PER_DAY = 1_000_000_000
 _TRIES = 3  # looks at a file that does not change and cannot be read
 _MOST_GONE = 100_000  # files no longer listed that are known still: some 6 MB of the state
 Mark = tuple[int, int]  # bytes and nanoseconds of a file's last change
+
+
+class _Stop:
+    """Whether to stop. A signal's handler may interrupt anything, so there is no lock in it that it could wait for."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def set(self) -> None:
+        self._asked = True
+
+    def is_set(self) -> bool:
+        return self._asked
+
+    def wait(self, seconds: float) -> None:
+        """Until asked, or for so long."""
+        end = time.monotonic() + seconds
+        while not self._asked and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
 
 
 class Arrivals:
@@ -235,7 +255,7 @@ def _inspect(
     monitor: DriftMonitor,
     arrivals: Arrivals,
     log: Log,
-    stop: threading.Event,
+    stop: _Stop,
 ) -> int:
     """Inspect these files, each once; the number of those that could not be read for good."""
     unreadable = 0
@@ -295,9 +315,9 @@ def _farewell(monitor: DriftMonitor) -> str:
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that the image at hand is finished and the state written."""
-    stop = threading.Event()
+def _stopping() -> Iterator[_Stop]:
+    """What SIGINT and SIGTERM ask, so that the image at hand is finished and the state written."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
