@@ -303,12 +303,36 @@ def test_drift_is_seen_in_scores_verdicts_and_numbers(exports: dict[str, Path], 
         for wrong in (float("nan"), 2 * LIMIT):
             assert "a score differs" in str(drift(same | {key: wrong}))
     assert "no numbers" in str(drift(same | {"map_difference_max": float("nan")}))
+    assert "a map differs" in str(drift(same | {"map_difference_of_range": 2 * LIMIT}))
 
     def broken(image: Image) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         anomaly_map, score, p_value = exported._compute(image)
         return [np.full_like(anomaly_map, np.nan), score, p_value]
 
     assert "no numbers" in str(drift(compare(part[1], ExportedDetector(exported.about, lambda _: broken), images)))
+
+    def moved(image: Image) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        anomaly_map, score, p_value = exported._compute(image)
+        return [anomaly_map[::-1], score, p_value]
+
+    assert "a map differs" in str(drift(compare(part[1], ExportedDetector(exported.about, lambda _: moved), images)))
+
+    def together(images: int) -> Any:
+        return exported._compute if images == 1 else broken
+
+    several = ExportedDetector(exported.about, together, threads=2)
+    assert "no numbers" in str(drift(compare(part[1], several, images)))
+
+
+@pytest.mark.parametrize(("size", "window"), [(32, None), (128, 4), (240, 3)])
+def test_attention_over_as_many_places_as_heads(size: int, window: int | None, tmp_path: Path) -> None:
+    spec = BackboneSpec("compact", (3,), window=window)
+    detector = make_detector(Recipe("small", size, spec, FlowConfig(blocks=1, subnet="local", hidden=8, whiten=True)))
+    known = calibrate(detector.backbone, detector.flow, detector.recipe, pictures(4, size), torch.device("cpu"))
+    detector = Detector(detector.recipe, detector.backbone, detector.flow, known, detector.provenance)
+    detector.save(tmp_path / "part.flaw")
+    for kind, name in (("onnx", "part.onnx"), ("openvino", "part.xml")):
+        export_detector(detector, tmp_path / "part.flaw", tmp_path / name, kind, None, silent)
 
 
 def test_spread_and_slack() -> None:

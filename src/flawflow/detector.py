@@ -33,8 +33,7 @@ from flawflow.workers import at_once
 
 __all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device", "score_images"]
 
-_GROUP = 8
-_AHEAD = 2
+_GROUP = 8  # images at once, and as many read meanwhile
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -129,7 +128,7 @@ class Detector:
 
         # In groups, so that memory does not grow with the number of images; one that is cut into tiles, or is alone,
         # has nothing read beside it.
-        coming = ahead(read, images, 0 if tiled or len(images) == 1 else _AHEAD)
+        coming = ahead(read, images, 0 if tiled or len(images) == 1 else _GROUP)
         step = 1 if tiled else _GROUP
         scored: list[tuple[float, AnomalyMap]] = []
         while group := list(islice(coming, step)):

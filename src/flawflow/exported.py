@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -123,20 +124,21 @@ class ExportedDetector:
     def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
         """As `Detector.inspect`: each image an RGB array uint8 (H, W, 3) of any size or a file.
 
+        Of many images as many are in memory as there are threads, 8 at most.
+
         Raises:
             ImageError: a file cannot be read, or an array is not an RGB image.
         """
         if isinstance(images, Path | np.ndarray):
             images = [images]
         line = self.decision(budget).threshold
-        several = min(self._at_most, len(images))
-        if several == 1:
+        if not len(images) >= self._at_most > 1:
             coming = ahead(_read, images, int(len(images) > 1))
             return [self._judge(one, line, self._compute) for one in coming]
         # Each image on one thread, from file to verdict: no processor waits for another.
         if self._at_once is None:
             self._at_once = self._open(self._at_most)
-        compute = self._at_once
+        compute, several = self._at_once, self._at_most
         return list(ahead(lambda one: self._judge(_read(one), line, compute), images, several, several))
 
     def _judge(self, image: Image, line: float, compute: Compute) -> Inspection:
@@ -163,11 +165,15 @@ def _open_onnx(path: Path, threads: int) -> tuple[str, Open]:
         raise OptionError(_missing(path, "onnxruntime")) from cause
     kinds = (state.InvalidProtobuf, state.InvalidGraph, state.Fail, state.NoModel, state.InvalidArgument)
     damaged = (*kinds, state.NotImplemented, state.RuntimeException, RuntimeError, ValueError)
-    written = path.read_bytes()  # whatever becomes of the file, both ways of computing are of the same one
+    try:
+        written = path.read_bytes()  # both ways of computing are of the same, whatever becomes of the file
+    except OSError as cause:
+        raise DetectorFileError(f"{path} cannot be read ({cause.strerror}): check its permissions") from cause
 
     def session(images: int) -> Any:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads // images
+        # Those that call take part: what one call has besides itself is a pool that all of them share.
+        options.intra_op_num_threads = threads - images + 1
         options.log_severity_level = 3
         try:
             return onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
@@ -228,9 +234,17 @@ def _open_openvino(path: Path, threads: int) -> tuple[str, Open]:
     return text, opened
 
 
-@cache
+_opening = Lock()
+
+
 def _openvino_core() -> Any:
-    """The only one of this process, kept until its end.
+    with _opening:  # or two threads could make two
+        return _only_core()
+
+
+@cache
+def _only_core() -> Any:
+    """OpenVINO's core, the only one of this process, kept until its end.
 
     Each sets a stack for signals and puts back, when it goes, the one before, which may be that of another that went
     earlier: the next signal would end the process.

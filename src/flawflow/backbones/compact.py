@@ -163,7 +163,8 @@ def _attend(qkv: Tensor) -> Tensor:
     if torch.compiler.is_exporting() and count == HEADS:
         # OpenVINO takes two axes of the same length for one another: each head by itself has no second one.
         each = zip(*(one.chunk(HEADS, dim=2) for one in qkv.chunk(3, dim=2)), strict=True)
-        return torch.cat([functional.scaled_dot_product_attention(*three) for three in each], dim=2)
+        scale = (width // 3 // HEADS) ** -0.5
+        return torch.cat([((q * scale) @ k.transpose(1, 2)).softmax(dim=2) @ v for q, k, v in each], dim=2)
     query, key, value = qkv.view(batch, count, 3, HEADS, width // 3 // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
     seen = functional.scaled_dot_product_attention(query, key, value)
     return seen.transpose(1, 2).reshape(batch, count, width // 3)
