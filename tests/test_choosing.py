@@ -133,6 +133,19 @@ def test_the_command_writes_what_was_tried_and_leaves_no_checkpoint(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.flaw", "part.html"]
 
 
+def test_a_recipe_that_an_option_does_not_fit_is_left_out(
+    product: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["--no-store", "--device", "cpu", "--set", "size=64", "--set", "training.epochs=1", "--set", "versions=1"]
+    command = ["fit", str(product), "-o", str(tmp_path / "part.flaw"), "--recipe", "auto", *quick]
+    assert main([*command, "--set", "backbone.window=8"]) == 0
+    assert "one recipe less to choose from: backbone window 8: the backbone compact alone" in capsys.readouterr().err
+    (tmp_path / "part.flaw").unlink()
+    (tmp_path / "part.html").unlink()
+    assert main([*command, "--set", "backbone.window=x"]) == 2
+    assert capsys.readouterr().err.startswith("flawflow: ") and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "options",
     [["--minutes", "5"], ["--recipe", "auto", "--minutes", "-1"], ["--recipe", "auto", "--select-on-test"]],

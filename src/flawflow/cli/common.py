@@ -113,7 +113,17 @@ def chosen_recipes(arguments: argparse.Namespace) -> list["Recipe"]:
     if arguments.recipe != AUTO:
         return [chosen_recipe(arguments)]
     brought = bool(arguments.weights) or (arguments.backbone or COMPACT) not in EMBEDDED
-    recipes = [_changed(one, arguments) for one in candidates(brought)]
+    recipes: list[Recipe] = []
+    refused: list[OptionError] = []
+    for one in candidates(brought):
+        try:
+            recipes.append(_changed(one, arguments))
+        except OptionError as error:
+            refused.append(error)
+    if not recipes:
+        raise refused[0]
+    for error in refused:
+        say(f"one recipe less to choose from: {error}")
     return [one for number, one in enumerate(recipes) if one not in recipes[:number]]
 
 
