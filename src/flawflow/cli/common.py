@@ -122,8 +122,8 @@ def chosen_recipes(arguments: argparse.Namespace) -> list["Recipe"]:
             refused.append(error)
     if not recipes:
         raise refused[0]
-    for error in refused:
-        say(f"one recipe less to choose from: {error}")
+    for reason in refused:
+        say(f"one recipe less to choose from: {reason}")
     return [one for number, one in enumerate(recipes) if one not in recipes[:number]]
 
 
