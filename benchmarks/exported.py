@@ -1,23 +1,48 @@
 """How fast a detector's exports inspect, beside the detector itself: from image files to verdicts, all in one run.
 
-    python benchmarks/exported.py IMAGES FILE [FILE …] [--threads 2] [--rounds 3] [--json FILE]
+    python benchmarks/exported.py IMAGES FILE [FILE …] [--others FILE …] [--size 256] [--threads 2] [--rounds 3]
+                                  [--json FILE]
 
 Each FILE is a .flaw file or an export of one; IMAGES is a folder, whose files all of them inspect in each round, in
 turns: first all in one call (images a second), then one a call (latency). Reading is part of both.
+
+--others are networks of others as .onnx or .xml (`league/rivals.py` writes two): images are read and resized to --size
+as for ours and given as float32 (1, 3, size, size) in [0, 1], through the same way into the same runtime.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from flawflow.ahead import ahead
 from flawflow.detector import Detector
-from flawflow.exported import SUFFIXES, ExportedDetector
+from flawflow.exported import SUFFIXES, ExportedDetector, _open_onnx, _open_openvino
 from flawflow.files import atomic_write, list_images
+from flawflow.images import read_image, resize_image
+
+
+class Other:
+    """A network of others, inspected as an export of ours is."""
+
+    def __init__(self, file: Path, size: int, threads: int) -> None:
+        self.size, self.threads = size, min(threads, 8)
+        _, opened = (_open_onnx if file.suffix == ".onnx" else _open_openvino)(file, threads)
+        self.alone, self.together = opened(1), opened(self.threads)
+
+    def inspect(self, images: Sequence[Path] | Path) -> list[Any]:
+        if isinstance(images, Path):
+            return [self.alone(self.pixels(images))]
+        return list(ahead(lambda one: self.together(self.pixels(one)), images, self.threads, self.threads))
+
+    def pixels(self, file: Path) -> Any:
+        resized = resize_image(read_image(file), self.size)
+        return np.ascontiguousarray(resized.transpose(2, 0, 1)[None].astype(np.float32) / 255)
 
 
 def main() -> None:
@@ -25,16 +50,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", type=Path)
     parser.add_argument("files", type=Path, nargs="+")
+    parser.add_argument("--others", type=Path, nargs="*", default=[])
+    parser.add_argument("--size", type=int, default=256, help="input side of the others, pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     images = list_images(options.images, recursive=True)
-    detectors: dict[str, Detector | ExportedDetector] = {
+    detectors: dict[str, Detector | ExportedDetector | Other] = {
         file.name: ExportedDetector.load(file, options.threads) if file.suffix in SUFFIXES else Detector.load(file)
         for file in options.files
     }
+    detectors |= {file.name: Other(file, options.size, options.threads) for file in options.others}
     stream: dict[str, list[float]] = {name: [] for name in detectors}
     alone: dict[str, list[float]] = {name: [] for name in detectors}
     for _ in range(options.rounds):
