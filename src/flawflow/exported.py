@@ -225,7 +225,7 @@ def _open_openvino(path: Path, threads: int) -> tuple[str, Open]:
             request = idle.get()
             try:
                 found = request.infer([image])
-                return [np.array(found[index]) for index in range(3)]
+                return [np.array(found[index]) for index in range(len(found))]
             finally:
                 idle.put(request)
 
