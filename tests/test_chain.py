@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flawflow.flow import SUBNETS, Flow, FlowConfig
+from flawflow.flow import SUBNETS, Cells, Flow, FlowConfig
 from flawflow.flow.attention import DroppedAttention
 from flawflow.flow.chain import fold
 from flawflow.objective import image_nll
@@ -210,3 +210,22 @@ def test_what_is_folded_is_rounded_alike_by_any_number_of_threads() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(one, same) for one, same in zip(other, found[0], strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("fixed", FIXED)
+def test_cells_alone_have_the_latents_and_gradients_they_have_in_their_maps(
+    fixed: dict[str, bool], recompute: bool
+) -> None:
+    config = replace(SMALL, subnet="pointwise", recompute=recompute, **fixed)  # type: ignore[arg-type]
+    flow = make_flow(config, channels=6, distance=0.3)
+    maps = features(2, 6, 3, 3).requires_grad_()
+    image, index = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([8, 0, 4, 5, 7])
+    taken = maps.flatten(2)[image, :, index].T[None, :, None]
+    z, log_det = flow(taken, Cells((3, 3), index))
+    whole = flow(maps)
+    plain = whole[0].flatten(2)[image, :, index].T[None, :, None], whole[1].flatten(1)[image, index][None, None]
+    assert (z - plain[0]).abs().max() <= 1e-9
+    assert (log_det - plain[1]).abs().max() <= 1e-9
+    for ours, other in zip(gradients(flow, maps, (z, log_det)), gradients(flow, maps, plain), strict=True):
+        assert (ours - other).abs().max() <= 1e-9 * max(1.0, float(other.abs().max()))

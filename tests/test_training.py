@@ -389,3 +389,28 @@ def test_cuda_trains_as_the_cpu_does(precision: Any) -> None:
     _, there = run(config, flow_config=sober, device=torch.device("cuda"))
     for one, other in zip(here, there, strict=True):
         assert other.loss == pytest.approx(one.loss, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_cells_of_single_images_cost_what_they_cost_in_whole_maps(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All good cells: the loss of whole maps. A share of them: that loss on average, over many draws."""
+    flow = Flow(CHANNELS, replace(FLOW, subnet="pointwise", dropout=0.0), 0, GRID)
+    data, config = make_data(), replace(CONFIG, objective="local_margin", weight=0.0 if share < 1 else 1.0)
+    draws = 1 if share == 1 else 400
+    torch.manual_seed(0)
+    with torch.no_grad():
+        some = [
+            float(batch_loss(flow, data, 0, np.arange(6), replace(config, cells=share), CPU)[0]) for _ in range(draws)
+        ]
+        monkeypatch.setattr(Flow, "by_cell", False)
+        whole = float(batch_loss(flow, data, 0, np.arange(6), config, CPU)[0])
+    assert np.mean(some) == pytest.approx(whole, rel=1e-5 if share == 1 else 0.02)
+    assert share == 1 or np.std(some) > 0
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_a_share_of_cells_is_a_share(share: float) -> None:
+    with pytest.raises(OptionError, match="training.cells"):
+        replace(CONFIG, cells=share)

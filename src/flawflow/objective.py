@@ -56,7 +56,7 @@ def self_supervised_loss(normal: Tensor, synthetic: Tensor, bound: float) -> Sel
     return SelfSupervised(loss, float(keep.float().mean()))
 
 
-def local_margin_loss(nll: Tensor, defective: Tensor, ceiling: Tensor, margin: float) -> Tensor:
+def local_margin_loss(nll: Tensor, image: Tensor, ceiling: Tensor, margin: float) -> Tensor:
     """Push masked locations above normal ones, but no further than a margin; a scalar in nats per location.
 
     max(0, ceiling + margin − nll), averaged over the defective locations of an image, then over images, so that a
@@ -65,13 +65,12 @@ def local_margin_loss(nll: Tensor, defective: Tensor, ceiling: Tensor, margin: f
     normal places down wherever defects are pushed up. Without it the ceiling rises along with the defects.
 
     Args:
-        nll: (B, h, w) nats per location of the synthetic images.
-        defective: (B, h, w) bool, the locations under the synthetic defect; images without any do not count.
+        nll: (N,) nats of the locations under synthetic defects; there may be none.
+        image: int64 (N,), the number of the image that each lies in.
         ceiling: scalar, nats per location; what counts as the upper end of normal.
         margin: nats.
     """
-    count = defective.sum(dim=(1, 2))
-    if not bool(count.any()):
+    if not len(nll):
         return nll.new_zeros(())
-    short = torch.relu(ceiling + margin - nll) * defective
-    return (short.sum(dim=(1, 2))[count > 0] / count[count > 0]).mean()
+    count = torch.bincount(image)
+    return (torch.relu(ceiling + margin - nll) / count[image]).sum() / count.count_nonzero()

@@ -25,6 +25,8 @@ class TrainingConfig:
             objective) or ``local_margin`` (NLL per location, with a hinge on the places under synthetic defects).
         epochs: passes over the training images, at most.
         batch: normal images in a step; as many synthetic ones join them unless the objective is unsupervised.
+        cells: share of each normal image's cells that a step learns from, drawn anew each time. It counts for
+            ``local_margin`` with the subnet ``pointwise``, which sees one cell; otherwise all are needed.
         learning_rate, minimum_rate: Adam's rate follows a cosine from the first to the second.
         cosine_epochs: epochs of half a cosine period; 0 = ``epochs``. Past it the rate rises again.
         eps, weight_decay: Adam's.
@@ -40,6 +42,7 @@ class TrainingConfig:
     objective: Objective = "self_supervised"
     epochs: int = 500
     batch: int = 16
+    cells: float = 1.0
     learning_rate: float = 2e-4
     minimum_rate: float = 1e-6
     cosine_epochs: int = 100
@@ -64,6 +67,8 @@ class TrainingConfig:
                 f"training.learning_rate is {self.learning_rate} and minimum_rate {self.minimum_rate}: expected "
                 "0 ≤ minimum_rate ≤ learning_rate and learning_rate > 0"
             )
+        if not 0 < self.cells <= 1:
+            raise OptionError(f"training.cells is {self.cells}: expected a share above 0 and up to 1")
         for name in ("eps", "weight_decay", "bound", "margin", "weight", "patience", "cosine_epochs"):
             if getattr(self, name) < 0:
                 raise OptionError(f"training.{name} is {getattr(self, name)}: expected 0 or more")
@@ -202,6 +207,7 @@ def default() -> Recipe:
             objective="local_margin",
             epochs=4,
             batch=8,
+            cells=0.25,
             learning_rate=1e-3,
             minimum_rate=1e-6,
             cosine_epochs=0,

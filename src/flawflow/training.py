@@ -18,7 +18,7 @@ from tqdm import tqdm
 from flawflow.errors import OptionError
 from flawflow.features import FeatureSet, grid_coverage
 from flawflow.files import atomic_write
-from flawflow.flow import Flow
+from flawflow.flow import Cells, Flow
 from flawflow.metrics import auroc, auroc_error
 from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
 from flawflow.recipe import ScoringConfig, TrainingConfig
@@ -225,51 +225,70 @@ def batch_loss(
     device: torch.device,
 ) -> tuple[Tensor, float]:
     """Loss of one mixed batch, and the share of its synthetic images that took part, in [0, 1]."""
-    normal = _tensor(data.normal[epoch % len(data.normal)][indices], device)
+    normal = _maps(data.normal[epoch % len(data.normal)][indices], device)
     if config.objective == "unsupervised":
-        z, log_det = _forward(flow, normal, config, device)
-        return _scaled(image_nll(z, log_det).mean(), z, config), 0.0
+        z, log_det = _forward(flow, normal.float(), config)
+        return _scaled(image_nll(z, log_det).mean(), normal, config), 0.0
     version = epoch % len(data.synthetic)
     coverage = data.coverage[version][indices]
     changed = coverage.any(axis=(1, 2))
-    synthetic = _tensor(data.synthetic[version][indices[changed]], device)
-    z, log_det = _forward(flow, torch.cat([normal, synthetic]), config, device)
+    synthetic = _maps(data.synthetic[version][indices[changed]], device)
     if config.objective == "self_supervised":
+        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config)
         nll = image_nll(z, log_det)
-        bound = config.bound * z[0].numel()
+        bound = config.bound * normal[0].numel()
         result = self_supervised_loss(nll[: len(normal)], nll[len(normal) :], bound)
-        return _scaled(result.loss, z, config), result.active * float(changed.mean())
-    return _local_loss(local_nll(z, log_det), len(normal), coverage[changed], z, config)
+        return _scaled(result.loss, normal, config), result.active * float(changed.mean())
+    defective = torch.from_numpy(covered(coverage[changed])).to(device)
+    margin = config.margin * normal.shape[1]
+    good, bad = _local_nlls(flow, normal, synthetic, defective, config)
+    ceiling = torch.quantile(good[:1_000_000], 0.99)
+    hinge = local_margin_loss(bad, defective.nonzero(as_tuple=True)[0], ceiling, margin)
+    active = (bad.detach() < ceiling.detach() + margin).float().mean()
+    loss = (good.mean() + config.weight * hinge) * normal[0, 0].numel()
+    return _scaled(loss, normal, config), float(active.nan_to_num())
 
 
-def _local_loss(
-    nll: Tensor, normals: int, coverage: NDArray[np.uint8], z: Tensor, config: TrainingConfig
-) -> tuple[Tensor, float]:
-    """Likelihood of the clean cells of all images, hinge on the defective cells of the synthetic ones."""
-    channels = z.shape[1]
-    defective = torch.from_numpy(covered(coverage)).to(nll.device)
-    normal, synthetic = nll[:normals], nll[normals:]
-    fit = normal.mean()
-    ceiling = torch.quantile(normal.flatten()[:1_000_000], 0.99)
-    hinge = local_margin_loss(synthetic, defective, ceiling, config.margin * channels)
-    active = (synthetic.detach()[defective] < ceiling.detach() + config.margin * channels).float().mean()
-    loss = (fit + config.weight * hinge) * nll[0].numel()
-    return _scaled(loss, z, config), float(active.nan_to_num())
+def _local_nlls(
+    flow: Flow, normal: Tensor, synthetic: Tensor, defective: Tensor, config: TrainingConfig
+) -> tuple[Tensor, Tensor]:
+    """NLL in nats of cells of the normal maps, and of the defective cells (B', h, w) of the synthetic ones."""
+    if not flow.by_cell:
+        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config)
+        nll = local_nll(z, log_det)
+        return nll[: len(normal)].flatten(), nll[len(normal) :][defective]
+    image, row, column = defective.nonzero(as_tuple=True)
+    cells = _some_cells(len(normal), normal[0, 0].numel(), config.cells).to(normal.device)
+    good = normal.flatten(2).gather(2, cells[:, None].expand(-1, normal.shape[1], -1)).transpose(0, 1).flatten(1)
+    features = torch.cat([good, synthetic[image, :, row, column].T], dim=1)
+    height, width = normal.shape[2:]
+    where = Cells((height, width), torch.cat([cells.flatten(), row * width + column]))
+    z, log_det = _forward(flow, features[None, :, None].float(), config, where)
+    nll = local_nll(z, log_det).flatten()
+    return nll[: cells.numel()], nll[cells.numel() :]
 
 
-def _forward(flow: Flow, x: Tensor, config: TrainingConfig, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        z, log_det = flow(x)
+def _some_cells(images: int, cells: int, share: float) -> Tensor:
+    """Different cells of each image, int64 (images, at least one), drawn anew each time."""
+    count = max(1, round(share * cells))
+    if count == cells:
+        return torch.arange(cells).expand(images, cells)
+    return torch.rand(images, cells).argsort(dim=1)[:, :count]
+
+
+def _forward(flow: Flow, x: Tensor, config: TrainingConfig, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        z, log_det = flow(x, cells)
     return z, log_det
 
 
-def _scaled(loss: Tensor, z: Tensor, config: TrainingConfig) -> Tensor:
-    return loss / z[0].numel() if config.per_dimension else loss
+def _scaled(loss: Tensor, maps: Tensor, config: TrainingConfig) -> Tensor:
+    return loss / maps[0].numel() if config.per_dimension else loss
 
 
-def _tensor(rows: NDArray[np.float16], device: torch.device) -> Tensor:
+def _maps(rows: NDArray[np.float16], device: torch.device) -> Tensor:
     # Copied, because the store's arrays are read-only and PyTorch warns of those.
-    return torch.from_numpy(np.array(rows)).to(device).float()
+    return torch.from_numpy(np.array(rows)).to(device)
 
 
 @torch.inference_mode()
@@ -281,7 +300,7 @@ def validate(
     maps = []
     for features, _, _ in validation.parts:
         for i in range(0, len(features), 8):
-            z, log_det = flow(_tensor(features[i : i + 8], device))
+            z, log_det = flow(_maps(features[i : i + 8], device).float())
             maps.append(smooth(location_scores(z, log_det, scoring.score), scoring.sigma).cpu())
     scored = torch.cat(maps)
     cells = np.concatenate([cells for _, cells, _ in validation.parts])

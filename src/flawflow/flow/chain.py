@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from flawflow.flow.cells import Cells
 from flawflow.flow.coupling import CouplingBlock
 from flawflow.flow.subnets import Subnet
 
@@ -47,13 +48,13 @@ class Step:
         ends = {id(one) for end in self.subnet.ends() for one in end.parameters()}
         return [one for one in self.subnet.parameters() if id(one) not in ends]
 
-    def raw(self, x1: Tensor, folded: Sequence[Tensor]) -> Tensor:
+    def raw(self, x1: Tensor, folded: Sequence[Tensor], cells: Cells | None) -> Tensor:
         """[a_s, a_t] (B, C, h, w) of the channels looked at, (B, C/2, h, w)."""
         enter, enter_bias, leave, leave_bias = folded[:4]
         batch, _, height, width = x1.shape
         # Products of matrices take their factors in any order of axes: the channels are innermost from here …
         hidden = torch.baddbmm(enter_bias, x1.flatten(2).transpose(1, 2), enter.T.expand(batch, *enter.T.shape))
-        hidden = self.subnet.inside(hidden.transpose(1, 2).view(batch, -1, height, width))
+        hidden = self.subnet.inside(hidden.transpose(1, 2).view(batch, -1, height, width), cells)
         # … to here.
         raw = torch.baddbmm(leave_bias[:, None], leave.expand(batch, *leave.shape), hidden.flatten(2))
         return raw.to(x1.dtype).view(batch, -1, height, width)
@@ -75,16 +76,16 @@ class Chain:
     offset: Tensor
     log_det: Tensor
 
-    def __call__(self, x: Tensor, recompute: bool) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, recompute: bool, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
         """Features (B, C, h, w) → latent and log|det J| per location (B, h, w)."""
         v = x.index_select(1, self.first)
         if torch.is_grad_enabled():
             gradients = [one for step in self.steps for one in (*step.folded, *step.inner())]
-            v, log_det = _Couplings.apply(v, self.steps, recompute, *gradients)
+            v, log_det = _Couplings.apply(v, self.steps, recompute, cells, *gradients)
             return v * self.scale[:, None, None] + self.offset[:, None, None], log_det + self.log_det
         log_det = self.log_det.expand(x.shape[0], *x.shape[2:]).clone()
         for step in self.steps:
-            log_det += _couple(v, step, step.raw(v.index_select(1, step.take), step.folded))[0]
+            log_det += _couple(v, step, step.raw(v.index_select(1, step.take), step.folded, cells))[0]
         return v.mul_(self.scale[:, None, None]).add_(self.offset[:, None, None]), log_det
 
 
@@ -133,8 +134,10 @@ class _Couplings(torch.autograd.Function):
     """v (B, C, h, w), changed in place, and the sum of the couplings' log|det J| (B, h, w)."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, steps: Sequence[Step], recompute: bool, *gradients: Tensor) -> Any:
-        ctx.steps, ctx.recompute = steps, recompute
+    def forward(
+        ctx: Any, v: Tensor, steps: Sequence[Step], recompute: bool, cells: Cells | None, *gradients: Tensor
+    ) -> Any:
+        ctx.steps, ctx.recompute, ctx.cells = steps, recompute, cells
         ctx.states = []
         ctx.autocast = (torch.is_autocast_enabled(v.device.type), torch.get_autocast_dtype(v.device.type))
         log_det = v.new_zeros(v.shape[0], *v.shape[2:])
@@ -142,10 +145,10 @@ class _Couplings(torch.autograd.Function):
         for step in steps:
             if recompute:
                 ctx.states.append(_random_state(v.device))
-                raw = step.raw(v.index_select(1, step.take), step.folded)
+                raw = step.raw(v.index_select(1, step.take), step.folded, cells)
                 log_det += _couple(v, step, raw)[0]
                 continue
-            inputs, raw = _with_graph(v, step, step.folded)
+            inputs, raw = _with_graph(v, step, step.folded, cells)
             term, grown = _couple(v, step, raw)
             log_det += term
             raw.chunk(2, dim=1)[1].copy_(grown)  # the shift has been used
@@ -169,7 +172,7 @@ class _Couplings(torch.autograd.Function):
             count = 5 + len(inner)
             if v is not None:
                 with _replayed(v.device, ctx.states[number], ctx.autocast):
-                    inputs, raw = _with_graph(v, step, given[number * count : number * count + 5])
+                    inputs, raw = _with_graph(v, step, given[number * count : number * count + 5], ctx.cells)
                 _uncouple(v, step, raw)
             else:
                 raw, *inputs = kept[number * 6 : number * 6 + 6]
@@ -186,15 +189,15 @@ class _Couplings(torch.autograd.Function):
             gradient.index_copy_(1, step.take, gradient.index_select(1, step.take).add_(towards))
             grads = [next(got) if one else None for one in learnt[1:]]
             found = [*grads[:4], incoming.sum(dim=(0, 2, 3)), *grads[4:], *found]
-        return gradient, None, None, *found
+        return gradient, None, None, None, *found
 
 
-def _with_graph(v: Tensor, step: Step, folded: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+def _with_graph(v: Tensor, step: Step, folded: Sequence[Tensor], cells: Cells | None) -> tuple[list[Tensor], Tensor]:
     """Leaves (x1, and the four folded weights) and the [a_s, a_t] that is computed from them."""
     with torch.enable_grad():
         leaves = [one.detach().requires_grad_(one.requires_grad) for one in folded[:4]]
         x1 = v.detach().index_select(1, step.take).requires_grad_()
-        return [x1, *leaves], step.raw(x1, leaves)
+        return [x1, *leaves], step.raw(x1, leaves, cells)
 
 
 def _uncouple(v: Tensor, step: Step, raw: Tensor) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flawflow.flow.cells import Cells
+
 LogDet = Tensor
 
 # 0.1 · softplus_{β=0.5}(g) = 1 at this g, so that a new block does not rescale its input.
@@ -148,9 +150,12 @@ class PlaceAffine(nn.Module):
         blended = (count * variance + _SPREAD_PRIOR * common) / (count + _SPREAD_PRIOR)
         self.log_scale.copy_(0.5 * blended.clamp_min(1e-6).log())
 
-    def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
-        log_det = -self.log_scale.sum(dim=0)
-        return (x - self.mean) * torch.exp(-self.log_scale), log_det.expand(x.shape[0], *log_det.shape)
+    def forward(self, x: Tensor, cells: Cells | None = None) -> tuple[Tensor, LogDet]:
+        mean, log_scale = self.mean, self.log_scale
+        if cells is not None:
+            mean, log_scale = cells.of(mean), cells.of(log_scale)
+        log_det = -log_scale.sum(dim=0)
+        return (x - mean) * torch.exp(-log_scale), log_det.expand(x.shape[0], *log_det.shape)
 
     def inverse(self, y: Tensor) -> Tensor:
         return y * self.log_scale.exp() + self.mean

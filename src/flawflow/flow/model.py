@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from flawflow.errors import OptionError
+from flawflow.flow.cells import Cells
 from flawflow.flow.chain import Chain, fold
 from flawflow.flow.coupling import CouplingBlock, PlaceAffine, Whitening
 from flawflow.flow.memory import Memory
@@ -95,20 +96,29 @@ class Flow(nn.Module):
         subnet = build_subnet(c.subnet, self.channels // 2, self.channels, c.hidden, c.heads, c.dropout)
         return CouplingBlock(subnet, torch.randperm(self.channels), c.clamp)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, C, h, w) → latent z (B, C, h, w) and log|det J| per location (B, h, w) in nats."""
+    @property
+    def by_cell(self) -> bool:
+        """Whether no location's latent depends on another location."""
+        return self.config.subnet == "pointwise"
+
+    def forward(self, x: Tensor, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) → latent z (B, C, h, w) and log|det J| per location (B, h, w) in nats.
+
+        With ``cells``, x is (1, C, 1, N), single locations of such maps, and so is the result; `by_cell` tells whether
+        a flow can take them.
+        """
         log_det = x.new_zeros(x.shape[0], *x.shape[2:])
         if self.whitening is not None:
             x, log_det = self.whitening(x)
         if self.places is not None:
-            x, term = self.places(x)
+            x, term = self.places(x, cells)
             log_det = log_det + term
         if torch.compiler.is_compiling():  # an export needs no other operations than the couplings themselves have
             for block in self.blocks:
                 x, term = block(x)
                 log_det = log_det + term
             return x, log_det
-        z, term = self._folded(x)(x, self.config.recompute)
+        z, term = self._folded(x)(x, self.config.recompute, cells)
         return z, log_det + term
 
     def _folded(self, like: Tensor) -> Chain:

@@ -17,6 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from flawflow.errors import OptionError
 from flawflow.flow.attention import DroppedAttention
+from flawflow.flow.cells import Cells
 
 SUBNETS = ("residual", "no_residual", "convolution", "pointwise", "local")
 
@@ -97,8 +98,11 @@ class Subnet(nn.Module):
         """The first and the last convolution, which a flow may fold scales and orders of channels into."""
         return self.enter, self.leave  # type: ignore[return-value]
 
-    def inside(self, hidden: Tensor) -> Tensor:
-        """What the last convolution is given, from what the first one gives, (B, hidden, h, w) both."""
+    def inside(self, hidden: Tensor, cells: Cells | None = None) -> Tensor:
+        """What the last convolution is given, from what the first one gives, (B, hidden, h, w) both.
+
+        ``cells`` tells where single locations come from; a subnet that mixes locations cannot take them.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class ConvolutionSubnet(Subnet):
     def ends(self) -> tuple[nn.Conv2d, nn.Conv2d]:
         return self.get_submodule("0"), self.get_submodule("2")  # type: ignore[return-value]
 
-    def inside(self, hidden: Tensor) -> Tensor:
+    def inside(self, hidden: Tensor, cells: Cells | None = None) -> Tensor:  # noqa: ARG002
         return self.get_submodule("1")(hidden)  # type: ignore[no-any-return]
 
 
@@ -139,7 +143,7 @@ class AttentionSubnet(Subnet):
         self.attention = Attention(hidden, heads, dropout)
         self.leave = nn.Conv2d(hidden, cout, 1)
 
-    def inside(self, hidden: Tensor) -> Tensor:
+    def inside(self, hidden: Tensor, cells: Cells | None = None) -> Tensor:  # noqa: ARG002
         local: Tensor = self.drop(self.local(hidden))
         hidden = local + hidden if self.residual else local
         mixed: Tensor = self.attention(hidden)
@@ -162,8 +166,10 @@ class PlacedSubnet(Subnet):
         self.drop = nn.Dropout(dropout)
         self.leave = nn.Conv2d(hidden, cout, 1)
 
-    def inside(self, hidden: Tensor) -> Tensor:
-        hidden = torch.relu(hidden + self.place(place_code(hidden.shape[2], hidden.shape[3], hidden)))
+    def inside(self, hidden: Tensor, cells: Cells | None = None) -> Tensor:
+        height, width = hidden.shape[2:] if cells is None else cells.grid
+        code = place_code(height, width, hidden)
+        hidden = torch.relu(hidden + self.place(code if cells is None else cells.of(code)))
         if self.near is not None:
             hidden = hidden + torch.relu(self.near(hidden))
         return self.drop(hidden)  # type: ignore[no-any-return]
