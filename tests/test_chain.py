@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flawflow.errors import OptionError
 from flawflow.flow import SUBNETS, Cells, Flow, FlowConfig
 from flawflow.flow.attention import DroppedAttention
 from flawflow.flow.chain import fold
@@ -229,3 +230,9 @@ def test_cells_alone_have_the_latents_and_gradients_they_have_in_their_maps(
     assert (log_det - plain[1]).abs().max() <= 1e-9
     for ours, other in zip(gradients(flow, maps, (z, log_det)), gradients(flow, maps, plain), strict=True):
         assert (ours - other).abs().max() <= 1e-9 * max(1.0, float(other.abs().max()))
+
+
+@pytest.mark.parametrize("subnet", [name for name in SUBNETS if name != "pointwise"])
+def test_a_subnet_that_mixes_locations_refuses_single_ones(subnet: str) -> None:
+    with pytest.raises(OptionError, match="whole maps"):
+        make_flow(replace(SMALL, subnet=subnet), channels=6)(features(1, 6, 1, 2), Cells((3, 3), torch.tensor([0, 8])))

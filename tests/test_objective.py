@@ -103,7 +103,7 @@ def test_the_hinge_parts_defects_from_normals_up_to_the_margin_and_no_further(
 ) -> None:
     nll, top = tensor(values), tensor([ceiling])
     defective = torch.from_numpy(np.random.default_rng(seed).random(len(values)) < 0.6)
-    loss = local_margin_loss(nll[defective], defective.nonzero()[:, 0] * 0 + 2, top[0], margin)
+    loss = local_margin_loss(nll[defective], torch.full((int(defective.sum()),), 2), top[0], margin)
     chosen = [v for v, flag in zip(values, defective.tolist(), strict=True) if flag]
     expected = np.mean([max(0.0, ceiling + margin - v) for v in chosen]) if chosen else 0.0
     assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-9)
@@ -118,3 +118,15 @@ def test_the_hinge_parts_defects_from_normals_up_to_the_margin_and_no_further(
             assert slope == 0
         elif value < ceiling + margin:
             assert slope == pytest.approx(-1 / len(chosen))
+
+
+@settings(max_examples=50, deadline=None)
+@given(counts=st.lists(st.integers(0, 6), min_size=1, max_size=5), seed=st.integers(0, 99))
+def test_a_hairline_weighs_as_much_as_a_stain(counts: list[int], seed: int) -> None:
+    """The hinge is the mean over images of each one's own mean; images without defective cells do not count."""
+    rng = np.random.default_rng(seed)
+    cells = [rng.normal(size=count) for count in counts]
+    image = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    found = local_margin_loss(torch.from_numpy(np.concatenate(cells)), image, torch.tensor(0.5), 0.25)
+    means = [np.maximum(0.75 - one, 0).mean() for one in cells if len(one)]
+    assert float(found) == pytest.approx(float(np.mean(means)) if means else 0.0, abs=1e-12)

@@ -239,25 +239,25 @@ def batch_loss(
         bound = config.bound * normal[0].numel()
         result = self_supervised_loss(nll[: len(normal)], nll[len(normal) :], bound)
         return _scaled(result.loss, normal, config), result.active * float(changed.mean())
-    defective = torch.from_numpy(covered(coverage[changed])).to(device)
+    defective = torch.from_numpy(covered(coverage[changed])).to(device).nonzero(as_tuple=True)
     margin = config.margin * normal.shape[1]
     good, bad = _local_nlls(flow, normal, synthetic, defective, config)
     ceiling = torch.quantile(good[:1_000_000], 0.99)
-    hinge = local_margin_loss(bad, defective.nonzero(as_tuple=True)[0], ceiling, margin)
+    hinge = local_margin_loss(bad, defective[0], ceiling, margin)
     active = (bad.detach() < ceiling.detach() + margin).float().mean()
     loss = (good.mean() + config.weight * hinge) * normal[0, 0].numel()
     return _scaled(loss, normal, config), float(active.nan_to_num())
 
 
 def _local_nlls(
-    flow: Flow, normal: Tensor, synthetic: Tensor, defective: Tensor, config: TrainingConfig
+    flow: Flow, normal: Tensor, synthetic: Tensor, defective: tuple[Tensor, ...], config: TrainingConfig
 ) -> tuple[Tensor, Tensor]:
-    """NLL in nats of cells of the normal maps, and of the defective cells (B', h, w) of the synthetic ones."""
+    """NLL in nats of cells of the normal maps, and of the synthetic maps' defective ones (image, row, column)."""
     if not flow.by_cell:
         z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config)
         nll = local_nll(z, log_det)
         return nll[: len(normal)].flatten(), nll[len(normal) :][defective]
-    image, row, column = defective.nonzero(as_tuple=True)
+    image, row, column = defective
     cells = _some_cells(len(normal), normal[0, 0].numel(), config.cells).to(normal.device)
     good = normal.flatten(2).gather(2, cells[:, None].expand(-1, normal.shape[1], -1)).transpose(0, 1).flatten(1)
     features = torch.cat([good, synthetic[image, :, row, column].T], dim=1)

@@ -76,8 +76,8 @@ class Chain:
     offset: Tensor
     log_det: Tensor
 
-    def __call__(self, x: Tensor, recompute: bool, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
-        """Features (B, C, h, w) → latent and log|det J| per location (B, h, w)."""
+    def __call__(self, x: Tensor, recompute: bool, cells: Cells | None) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w), or single ``cells`` (1, C, 1, N) → latent and log|det J| per location (B, h, w)."""
         v = x.index_select(1, self.first)
         if torch.is_grad_enabled():
             gradients = [one for step in self.steps for one in (*step.folded, *step.inner())]

@@ -104,9 +104,15 @@ class Flow(nn.Module):
     def forward(self, x: Tensor, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
         """Features (B, C, h, w) → latent z (B, C, h, w) and log|det J| per location (B, h, w) in nats.
 
-        With ``cells``, x is (1, C, 1, N), single locations of such maps, and so is the result; `by_cell` tells whether
-        a flow can take them.
+        With ``cells``, x is (1, C, 1, N), single locations of such maps, and z too; log|det J| is (1, 1, N).
+
+        Raises:
+            OptionError: single locations, where `by_cell` says that the flow needs whole maps.
         """
+        if cells is not None and not self.by_cell:
+            raise OptionError(
+                f"flow.subnet '{self.config.subnet}' mixes locations: expected whole maps, not single cells"
+            )
         log_det = x.new_zeros(x.shape[0], *x.shape[2:])
         if self.whitening is not None:
             x, log_det = self.whitening(x)

@@ -101,7 +101,7 @@ class Subnet(nn.Module):
     def inside(self, hidden: Tensor, cells: Cells | None = None) -> Tensor:
         """What the last convolution is given, from what the first one gives, (B, hidden, h, w) both.
 
-        ``cells`` tells where single locations come from; a subnet that mixes locations cannot take them.
+        ``cells`` tells where single locations come from; only a subnet that does not mix locations is given them.
         """
         raise NotImplementedError
 
