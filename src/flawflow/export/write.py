@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import compose
+from onnxscript import ir, optimizer
 
 from flawflow.detector import Detector
 from flawflow.errors import OptionError
@@ -44,6 +45,7 @@ def detector_model(detector: Detector, about: Mapping[str, Any], slack: float, d
 
 
 def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
+    windowed = graph.recipe.backbone.window is not None
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -55,7 +57,10 @@ def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
+                optimize=not windowed,
             )
+            if windowed and program is not None:
+                _simplify(program.model)
     except torch.onnx.errors.OnnxExporterError as cause:
         reason = str(cause).strip().splitlines()[0]
         raise OptionError(
@@ -66,6 +71,17 @@ def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
     model: onnx.ModelProto = program.model_proto
     model.ir_version = IR_VERSION
     return model
+
+
+def _simplify(model: ir.Model) -> None:
+    """The exporter's optimisation without its search for patterns, whose time grows with the square of the operations.
+
+    An attention in windows has thousands of them, and took minutes.
+    """
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+    optimizer.remove_unused_functions(model)
 
 
 @contextmanager
