@@ -1,13 +1,16 @@
 """How fast a detector's exports inspect, beside the detector itself: from image files to verdicts, all in one run.
 
     python benchmarks/exported.py IMAGES FILE [FILE …] [--others FILE …] [--size 256] [--threads 2] [--rounds 3]
-                                  [--json FILE]
+                                  [--product FOLDER] [--json FILE]
 
 Each FILE is a .flaw file or an export of one; IMAGES is a folder, whose files all of them inspect in each round, in
 turns: first all in one call (images a second), then one a call (latency). Reading is part of both.
 
 --others are networks of others as .onnx or .xml (`league/rivals.py` writes two): images are read and resized to --size
 as for ours and given as float32 (1, 3, size, size) in [0, 1], through the same way into the same runtime.
+
+With --product, a product in a known layout, a second table tells how well each of ours finds the defects of its test
+images.
 """
 
 import argparse
@@ -21,10 +24,14 @@ import numpy as np
 import torch
 
 from flawflow.ahead import ahead
+from flawflow.datasets import open_folder
 from flawflow.detector import Detector
+from flawflow.evaluation import read_masks
 from flawflow.exported import SUFFIXES, ExportedDetector, _open_onnx, _open_openvino
 from flawflow.files import atomic_write, list_images
 from flawflow.images import read_image, resize_image
+from flawflow.metrics import auroc, pixel_metrics
+from flawflow.types import Sample
 
 
 class Other:
@@ -45,6 +52,17 @@ class Other:
         return np.ascontiguousarray(resized.transpose(2, 0, 1)[None].astype(np.float32) / 255)
 
 
+def measure(detector: Detector | ExportedDetector, samples: Sequence[Sample]) -> dict[str, float]:
+    """Image AUROC, pixel AUROC and AUPRO, pixels at the size of the detector's maps."""
+    found = detector.inspect([sample.path for sample in samples])
+    masks = read_masks(samples, len(found[0].anomaly_map))
+    assert masks is not None, "a defective image has no outline"
+    image = auroc(np.array([one.score for one in found]), np.array([sample.is_defective for sample in samples]))
+    pixels = pixel_metrics(np.stack([one.anomaly_map for one in found]), masks)
+    known = {"image_auroc": image, "pixel_auroc": pixels["pixel_auroc"], "aupro": pixels["aupro"]}
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def main() -> None:
     """Measure, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -54,6 +72,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="input side of the others, pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--product", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -84,6 +103,14 @@ def main() -> None:
         median, last = np.quantile(alone[name], (0.5, 0.99))
         found[name] = {"images_per_second": [low, middle, high], "median_ms": median, "p99_ms": last}
         print(f"| `{name}` | {middle:.1f} | {low:.1f} – {high:.1f} | {median:.1f} | {last:.1f} | {last / median:.2f} |")
+    if options.product:
+        category = open_folder(options.product, 0)
+        print("\n| file | image AUROC | pixel AUROC | AUPRO |\n|---|---|---|---|")
+        for name, detector in detectors.items():
+            if not isinstance(detector, Other):
+                quality = measure(detector, category.test)
+                found[name] |= quality
+                print(f"| `{name}` | " + " | ".join(f"{value:.4f}" for value in quality.values()) + " |")
     if options.json:
         atomic_write(options.json, json.dumps(found, indent=1).encode())
 

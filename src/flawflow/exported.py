@@ -31,6 +31,7 @@ Compute = Callable[[Image], Sequence[NDArray[np.float32]]]
 Open = Callable[[int], Compute]
 _MOST = 8  # images at once
 _SLACK = 1e-4
+_PROBE = 0.01  # of the probe's distance from the calibration scores
 
 
 def spread(calibration: Calibration) -> float:
@@ -100,7 +101,9 @@ class ExportedDetector:
                     f"{path} is an export of version {version}, this flawflow reads version {EXPORT_VERSION}: export "
                     "the detector again"
                 )
-            return ExportedDetector(about, opened, threads, resize)
+            exported = ExportedDetector(about, opened, threads, resize)
+            exported.require_probe(path)
+            return exported
         except (KeyError, TypeError, ValueError) as cause:
             if isinstance(cause, DetectorFileError):
                 raise
@@ -120,6 +123,29 @@ class ExportedDetector:
     def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
         """Height and width of a cell of the map, in pixels of an image of (height, width)."""
         return shape[0] / self.size, shape[1] / self.size
+
+    def probe(self) -> float:
+        """The score of a drawn image, by which a processor is known that rounds as another one does."""
+        noise = np.random.default_rng(0).integers(0, 256, (self.size, self.size, 3), np.uint8)
+        return float(self._compute(noise)[1])
+
+    def require_probe(self, path: Path) -> None:
+        """Of a file in eight bits: raises DetectorFileError where this processor answers otherwise than the first one.
+
+        Processors without products of whole numbers (VNNI) saturate their sums, and a promise made on another one would
+        not hold on these.
+        """
+        wanted = self.about.get("probe")
+        if wanted is None:
+            return
+        found = self.probe()
+        middle = float(np.median(self.calibration.image_scores or (0.0,)))
+        if not abs(found - wanted) <= _PROBE * max(abs(wanted - middle), spread(self.calibration)):
+            raise DetectorFileError(
+                f"{path} is in eight bits, which this processor rounds otherwise than the one it was calibrated on (a "
+                f"drawn image scores {found:.5g}, expected {wanted:.5g}): export the detector on this machine, or "
+                "without --int8"
+            )
 
     def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
         """As `Detector.inspect`: each image an RGB array uint8 (H, W, 3) of any size or a file.

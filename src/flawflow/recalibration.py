@@ -5,7 +5,7 @@ known again by the SHA-256 of their bytes, of which the detector's provenance ke
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -106,7 +106,8 @@ def recalibrate(
             "budget is changed without a folder)"
         )
     changed = copy.copy(detector)
-    changed.calibration = _counted(detector, list(fresh.values()), start_anew, progress)
+    found = _inspected(detector, list(fresh.values()), progress)
+    changed.calibration = counted(detector.calibration, found, start_anew)
     if not detector.recipe.tiling.side:
         changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
     changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
@@ -152,17 +153,19 @@ def misses(detector: Detector, budget: Budget | None = None) -> Misses | None:
     return Misses(missed, len(scores), *share_interval(missed, len(scores), INTERVAL))
 
 
-def _counted(detector: Detector, files: Sequence[Path], start_anew: bool, progress: bool) -> Calibration:
-    """The calibration with these files' scores; the colours of heat maps change only where it starts anew."""
+def counted(known: Calibration, found: Iterable[Inspection], start_anew: bool) -> Calibration:
+    """A calibration by these good images beside those that count already, or in their place.
+
+    The colours of heat maps change only where it starts anew.
+    """
     scores: list[float] = []
     peaks: list[float] = []
     values: list[NDArray[np.float32]] = []
-    for one in _inspected(detector, files, progress):
+    for one in found:
         scores.append(one.score)
         peaks.append(float(one.anomaly_map.max()))
         if start_anew:
             values.append(one.anomaly_map[::4, ::4].ravel())
-    known = detector.calibration
     if start_anew:
         median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
         return replace(known, image_scores=_row(scores), map_peaks=_row(peaks), map_median=median, map_high=high)

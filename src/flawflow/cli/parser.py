@@ -215,6 +215,12 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="onnx (default) or openvino")
     parser.add_argument("-o", "--output", type=Path, help="the .onnx or .xml file (default: named as the detector)")
     parser.add_argument("--samples", type=Path, help="folder of images to compare with (default: drawn ones)")
+    parser.add_argument(
+        "--int8",
+        type=Path,
+        metavar="GOOD",
+        help="compute the backbone in eight bits, calibrated on this folder of good images",
+    )
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: as at the fit)")
 
 

@@ -1,9 +1,9 @@
-"""Sample images through the detector and through its export: what differs, and whether it may."""
+"""Images through the detector and through its export: what differs, and whether it may."""
 
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from flawflow.detector import Detector
 from flawflow.errors import FlawflowError
 from flawflow.exported import ExportedDetector, spread
+from flawflow.features import ImageSource
 from flawflow.inspection import Inspection
+from flawflow.metrics import auroc, pixel_metrics
+from flawflow.synthesis import draw_synthetic
 from flawflow.types import Image
 
 Inspect = Callable[[list[Image]], list[Inspection]]
+Quality = dict[str, float | None]
+KEPT = 1e-3  # how much AUROC eight bits may cost
 LIMIT = 1e-3  # of the spread of the calibration scores: how far a score may differ
 # A drawn image that scores further from the median calibration score than this, in spreads, resembles no product.
 _FAR = 10.0
@@ -154,6 +159,50 @@ def require_no_drift(compared: Mapping[str, Any], path: Path) -> None:
             f"the export does not answer as the detector does: {wrong}; {path} was not written. Keep to the .flaw "
             "file, or try the other --format or other --samples"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """Good images and their synthetic twins, at the input size.
+
+    Attributes:
+        images: uint8 RGB (S, S, 3), the good ones first.
+        masks: bool (N, S, S), True = defective.
+        good: how many are good.
+    """
+
+    images: list[Image]
+    masks: NDArray[np.bool_]
+    good: int
+
+    @staticmethod
+    def drawn(files: Sequence[Path], detector: Detector) -> "Twins":
+        """Twins by the mixture that the detector learned from, seed 0; those that came out unchanged are left out."""
+        source = ImageSource(files, detector.recipe.size, keep=len(files))
+        good = [source(index) for index in range(len(files))]
+        drawn = (draw_synthetic(good, len(good), index, 0, 0, detector.recipe.synthesis) for index in range(len(good)))
+        twins = [one for one in drawn if one is not None]
+        masks = [*(np.zeros(image.shape[:2], np.bool_) for image in good), *(one.mask for one in twins)]
+        return Twins([*good, *(one.defective for one in twins)], np.stack(masks), len(good))
+
+    def quality(self, inspect: Inspect) -> Quality:
+        """How well an inspection tells them apart: ``image_auroc`` and ``pixel_auroc``; None of what is no number."""
+        found = inspect(self.images)
+        maps, scores = np.stack([one.anomaly_map for one in found]), np.array([one.score for one in found])
+        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
+            return {"image_auroc": None, "pixel_auroc": None}
+        defective = np.arange(len(scores)) >= self.good
+        return {"image_auroc": auroc(scores, defective), "pixel_auroc": pixel_metrics(maps, self.masks)["pixel_auroc"]}
+
+
+def loss(before: Quality, now: Quality) -> str | None:
+    """What of the quality is lost, in words; None where all of it is kept up to `KEPT`."""
+    for name, value in before.items():
+        found = now[name]
+        if value is None or found is None or not found >= value - KEPT:
+            told = [f"{one:.4f}" if one is not None else "no number" for one in (value, found)]
+            return f"{name.replace('_auroc', ' AUROC')} on synthetic defects was {told[0]} and is {told[1]}"
+    return None
 
 
 def environment() -> dict[str, str]:

@@ -10,18 +10,26 @@ import torch
 
 from flawflow._version import __version__
 from flawflow.detector import Detector
-from flawflow.errors import OptionError
-from flawflow.export.certificate import compare, environment, require_no_drift
+from flawflow.errors import FlawflowError, OptionError
+from flawflow.export.certificate import KEPT, Twins, compare, environment, loss, require_no_drift
 from flawflow.export.samples import sample_images
 from flawflow.exported import EXPORT_VERSION, ExportedDetector, slack
+from flawflow.features import ImageSource
 from flawflow.files import atomic_path, digest, write_json
+from flawflow.recalibration import counted
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 Say = Callable[[str], None]
 
 
 def export_detector(
-    detector: Detector, source: Path, output: Path, kind: str, samples: Path | None, say: Say
+    detector: Detector,
+    source: Path,
+    output: Path,
+    kind: str,
+    samples: Path | None,
+    say: Say,
+    good: Path | None = None,
 ) -> dict[str, Any]:
     """Write a detector for another runtime with its certificate, ``<output>.certificate.json``, and return that.
 
@@ -32,11 +40,14 @@ def export_detector(
         kind: ``onnx`` or ``openvino``.
         samples: folder of images to compare with; None = drawn ones.
         say: gets a line about each step.
+        good: folder of good images: compute the backbone in eight bits, calibrated on them, see `eight_bits`.
 
     Raises:
-        FlawflowError: the export answers otherwise than the detector; what was there under its name stays.
-        OptionError: a package is missing, the name does not fit the format, or the network cannot be written.
-        InputError: the samples cannot be read.
+        FlawflowError: the export answers otherwise than the detector, or in eight bits worse; what was there under its
+            name stays.
+        OptionError: a package is missing, the name does not fit the format, the network cannot be written, or there are
+            both samples and good images.
+        InputError: the images cannot be read, or are too few for eight bits.
         OutputError: the files cannot be written.
     """
     check_request(output, kind)
@@ -47,21 +58,21 @@ def export_detector(
             f"an export computes in float32, but this detector's backbone in {detector.recipe.backbone.precision}: fit "
             "with backbone.precision float32 to export it"
         )
-    words, images = sample_images(samples, detector)
+    if good is not None and samples is not None:
+        raise OptionError("--samples and --int8 both name images to compare with: leave --samples out")
     about = metadata(detector, source)
     with atomic_path(output) as temporary:
         beside = [temporary.with_suffix(".bin")] if kind == "openvino" else []
         try:
-            say(f"writing the network as {kind}")
-            _write(detector, about, temporary, kind)
-            say(f"comparing {len(images)} images")
-            exported = ExportedDetector.load(temporary, torch.get_num_threads(), resize=False)
-            compared = compare(detector, exported, images, samples is None)
-            require_no_drift(compared, output)
+            if good is None:
+                compared = _same(detector, samples, about, temporary, kind, say)
+                require_no_drift(compared, output)
+            else:
+                compared = _in_eight_bits(detector, good, about, temporary, kind, say)
             written = {output.name: digest(temporary)}
             for file in beside:
                 written[output.with_suffix(".bin").name] = digest(file)
-            certificate = _certificate(about, kind, words, written, compared)
+            certificate = _certificate(about, kind, written, compared)
             certificate_path(output).unlink(missing_ok=True)  # of the file that is now replaced
             for file in beside:
                 with atomic_path(output.with_suffix(".bin")) as moved:
@@ -113,28 +124,89 @@ def metadata(detector: Detector, source: Path) -> dict[str, Any]:
     }
 
 
-def _write(detector: Detector, about: dict[str, Any], path: Path, kind: str) -> None:
+def _same(
+    detector: Detector, samples: Path | None, about: dict[str, Any], path: Path, kind: str, say: Say
+) -> dict[str, Any]:
+    """Write the detector as it is → how its answers to the samples differ."""
+    from flawflow.export.write import detector_body
+
+    words, images = sample_images(samples, detector)
+    say(f"writing the network as {kind}")
+    exported = _written(detector_body(detector), about, path, kind)
+    say(f"comparing {len(images)} images")
+    return {"samples": words} | compare(detector, exported, images, samples is None)
+
+
+def _in_eight_bits(
+    detector: Detector, folder: Path, about: dict[str, Any], path: Path, kind: str, say: Say
+) -> dict[str, Any]:
+    """Write the detector with its backbone in eight bits, calibrated anew → how well it tells defects beside it.
+
+    ``about`` gets the new calibration.
+    """
+    from flawflow.export.eight_bits import SPARED, good_images, in_eight_bits, products
+    from flawflow.export.write import detector_body
+
+    good = good_images(folder, detector)
+    ranges = ImageSource(good.ranges, detector.recipe.size)
+    say(f"writing the network as {kind}, in eight bits with ranges of {len(ranges)} good images")
+    body = detector_body(detector)
+    tried = [spared for spared in SPARED if spared < len(products(body))]
+    if not tried:
+        raise OptionError("this detector's backbone has too few products for eight bits: export it without --int8")
+    twins = Twins.drawn(good.judged, detector)
+    before = twins.quality(detector.inspect)
+    for spared in tried:
+        eight = in_eight_bits(body, map(ranges, range(len(ranges))), spared)
+        exported = _written(eight, about, path, kind)
+        now = twins.quality(exported.inspect)
+        lost = loss(before, now)
+        if lost is None:
+            break
+        say(f"with the first {spared} product{'s' * (spared > 1)} as they were: {lost}")
+    else:
+        raise FlawflowError(
+            f"eight bits are too few for this detector: {lost}, where {KEPT:g} less is allowed; nothing was written. "
+            "Export it without --int8"
+        )
+    say(f"calibrating on {len(good.fresh)} good images")
+    known = counted(detector.calibration, (one for file in good.fresh for one in exported.inspect(file)), True)
+    about |= {"precision": "int8", "calibration": asdict(known), "slack": slack(known), "probe": exported.probe()}
+    _written(eight, about, path, kind)
+    return {
+        "precision": "int8",
+        "samples": f"{twins.good} good images of {folder.name} and their synthetic twins",
+        "good_images": twins.good,
+        "synthetic_defects": len(twins.images) - twins.good,
+        "calibrated_on": len(good.fresh),
+        "products_spared": spared,
+        "may_lose": KEPT,
+        "before": before,
+        "now": now,
+    }
+
+
+def _written(body: Any, about: dict[str, Any], path: Path, kind: str) -> ExportedDetector:
     from flawflow.export.write import detector_model, write_onnx, write_openvino
 
-    model = detector_model(detector, about, about["slack"], double=kind == "onnx")
+    model = detector_model(body, about, double=kind == "onnx")
     if kind == "onnx":
         write_onnx(model, path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        between = Path(folder) / "detector.onnx"
-        write_onnx(model, between)
-        write_openvino(between, path)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            between = Path(folder) / "detector.onnx"
+            write_onnx(model, between)
+            write_openvino(between, path)
+    return ExportedDetector.load(path, torch.get_num_threads(), resize=False)
 
 
-def _certificate(
-    about: dict[str, Any], kind: str, words: str, written: dict[str, str], compared: dict[str, Any]
-) -> dict[str, Any]:
+def _certificate(about: dict[str, Any], kind: str, written: dict[str, str], compared: dict[str, Any]) -> dict[str, Any]:
+    answers = "tells defects as well as" if "precision" in compared else "answers as"
     return {
-        "certifies": f"{', '.join(written)} answers as {about['detector']} does",
+        "certifies": f"{', '.join(written)} {answers} {about['detector']} does",
         "format": kind,
         "detector": {"file": about["detector"], "sha256": about["detector_sha256"]},
         "files_sha256": written,
-        "samples": words,
         "threads": torch.get_num_threads(),
         "versions": environment(),
     } | compared

@@ -1,4 +1,4 @@
-"""A detector as one network that can be written down: pixels of the input size → map, score, p-value.
+"""A detector as one network that can be written down: pixels of the input size → map and score.
 
 The same modules as the detector's, but for two that search: the memory compares every cell and keeps the answer where
 the detector would have asked, and the image score sorts once.
@@ -58,29 +58,23 @@ class DenseMemory(nn.Module):
 
 
 class DetectorGraph(nn.Module):
-    """uint8 pixels (1, S, S, 3) → anomaly map (S, S), score (), p-value () as the detector gives them, float32.
+    """uint8 pixels (1, S, S, 3) → anomaly map (S, S) and score () as the detector gives them, float32.
 
     Args:
         detector: the fitted detector, on the CPU.
-        slack: how much below a calibration score still counts as equal to it, see `exported.slack`.
     """
 
-    def __init__(self, detector: Detector, slack: float) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.recipe = detector.recipe
         self.limit = detector.calibration.level_limit
-        self.slack = slack
         self.backbone, self.flow = detector.backbone, detector.flow
         memory = detector.flow.memory
         self.memory = None if memory is None else DenseMemory(memory, detector.backbone.grid)
-        self.register_buffer("normals", torch.tensor(detector.calibration.image_scores, dtype=torch.float32))
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         anomaly_map = self._map(pixels)
-        score = self._score(anomaly_map.flatten())
-        normals = self.get_buffer("normals")
-        above = (normals >= score - self.slack).to(torch.float32).sum()
-        return anomaly_map, score, (1 + above) / (normals.numel() + 1)
+        return anomaly_map, self._score(anomaly_map.flatten())
 
     def _map(self, pixels: Tensor) -> Tensor:
         scoring, size = self.recipe.scoring, self.recipe.size

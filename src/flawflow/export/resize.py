@@ -12,51 +12,19 @@ with their product with the output's side.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import onnx
 import PIL.Image
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-OPSET = 18
-IR_VERSION = 10
+from flawflow.export.nodes import Nodes
+
 _BLOCK = 32
 _SUPPORT = 3  # of the Lanczos kernel, in pixels of the coarser grid
 _DIGIT = 256
 _NODES = 8192  # entries of the kernel's table in a pixel of the coarser grid
-
-
-class _Nodes:
-    """ONNX nodes and constants in the order in which they were asked for."""
-
-    def __init__(self, prefix: str = "resize") -> None:
-        self.prefix = prefix
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def op(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        name = output or f"{self.prefix}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
-        return name
-
-    def value(self, value: Any, kind: type[np.generic] = np.int64) -> str:
-        name = f"{self.prefix}_constant_{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
-        return name
-
-    def chain(self, first: str, *steps: tuple[str, str]) -> str:
-        """Binary operations one after the other, each on the last result and another value."""
-        for kind, second in steps:
-            first = self.op(kind, first, second)
-        return first
-
-    def graph(self, output: str, size: int, inputs: Sequence[onnx.ValueInfoProto] = ()) -> onnx.GraphProto:
-        """What there is so far as a graph that gives uint8 pixels (1, size, size, 3)."""
-        pixels = helper.make_tensor_value_info(output, TensorProto.UINT8, [1, size, size, 3])
-        return helper.make_graph(self.nodes, self.prefix, inputs, [pixels], self.constants)
 
 
 def resize_model(size: int, double: bool = True) -> onnx.ModelProto:
@@ -66,24 +34,30 @@ def resize_model(size: int, double: bool = True) -> onnx.ModelProto:
     OpenVINO's CPU plugin turns into single, and every image is resized: that plugin answers wrongly where the branches
     of an If give one shape.
     """
-    build = _Nodes()
+    build, result = Nodes("resize"), [_pixels("pixels", size)]
     pixels = _resized(build, size, double)
     if double:
-        kept = _Nodes("kept")
-        same = kept.graph(kept.op("Unsqueeze", "image", kept.value([0])), size)
-        other = build.graph(pixels, size)
-        build = _Nodes("choice")
+        kept = Nodes("kept")
+        same = kept.op("Unsqueeze", "image", kept.value([0]))
+        branches = {
+            "then_branch": build.graph([], [_pixels(pixels, size)]),
+            "else_branch": kept.graph([], [_pixels(same, size)]),
+        }
+        build = Nodes("choice")
         sides = build.op("Sub", build.op("Shape", "image", start=0, end=2), build.value([size, size]))
         largest = build.op("ReduceMax", build.op("Abs", sides), keepdims=0)
         differs = build.op("Cast", largest, to=TensorProto.BOOL)
-        pixels = build.op("If", differs, then_branch=other, else_branch=same)
+        pixels = build.op("If", differs, **branches)
     build.op("Identity", pixels, output="pixels")
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3])
-    graph = build.graph("pixels", size, [image])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return build.model([image], result)
 
 
-def _resized(build: _Nodes, size: int, double: bool) -> str:
+def _pixels(name: str, size: int) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.UINT8, [1, size, size, 3])
+
+
+def _resized(build: Nodes, size: int, double: bool) -> str:
     tall = _height_first(build, size) if pillow_turns() else build.value(False, np.bool_)
     turned = _transposed(build, tall, "image", (2, 1, 0), (2, 0, 1))
     planes = build.op("Cast", turned, to=TensorProto.FLOAT)
@@ -100,7 +74,7 @@ def pillow_turns() -> bool:
     return picture.resize((16, 16), lanczos) == picture.resize((12, 16), lanczos).resize((16, 16), lanczos)
 
 
-def _height_first(build: _Nodes, size: int) -> str:
+def _height_first(build: Nodes, size: int) -> str:
     """When Pillow 13 begins with the height: H − size > 2 · max(W − size, 0). Found by trying, see the tests."""
     side, nothing = build.value([size]), build.value([0])
     height = build.op("Sub", build.op("Shape", "image", start=0, end=1), side)
@@ -108,7 +82,7 @@ def _height_first(build: _Nodes, size: int) -> str:
     return build.op("Squeeze", build.op("Greater", height, build.op("Mul", width, build.value([2]))))
 
 
-def _transposed(build: _Nodes, condition: str, values: str, then: tuple[int, ...], otherwise: tuple[int, ...]) -> str:
+def _transposed(build: Nodes, condition: str, values: str, then: tuple[int, ...], otherwise: tuple[int, ...]) -> str:
     def branch(name: str, order: tuple[int, ...]) -> onnx.GraphProto:
         node = helper.make_node("Transpose", [values], [f"{values}_{name}"], perm=list(order))
         kind = TensorProto.UINT8 if values == "image" else TensorProto.FLOAT
@@ -117,7 +91,7 @@ def _transposed(build: _Nodes, condition: str, values: str, then: tuple[int, ...
     return build.op("If", condition, then_branch=branch("turned", then), else_branch=branch("upright", otherwise))
 
 
-def _resample(build: _Nodes, planes: str, size: int, double: bool) -> str:
+def _resample(build: Nodes, planes: str, size: int, double: bool) -> str:
     """Whole grey levels (3, R, L) → (3, R, size), float32: one pass along the last axis."""
     blocks = math.ceil(size / _BLOCK)
     length = build.op("Shape", planes, start=2, end=3)
@@ -133,7 +107,7 @@ def _resample(build: _Nodes, planes: str, size: int, double: bool) -> str:
     return build.op("Slice", flat, build.value([0]), build.value([size]), build.value([2]))
 
 
-def _windows(build: _Nodes, length: str, coarser: str, size: int, blocks: int) -> str:
+def _windows(build: Nodes, length: str, coarser: str, size: int, blocks: int) -> str:
     """Which inputs each block of outputs looks at, (blocks, window) int64; some lie beyond the last one."""
     first = build.value((2 * _BLOCK * np.arange(blocks) + 1)[:, None])
     reach = build.op("Mul", coarser, build.value([2 * _SUPPORT]))
@@ -145,7 +119,7 @@ def _windows(build: _Nodes, length: str, coarser: str, size: int, blocks: int) -
     return build.op("Add", start, build.op("Unsqueeze", steps, build.value([0])))
 
 
-def _coefficients(build: _Nodes, places: str, length: str, coarser: str, size: int, blocks: int, double: bool) -> str:
+def _coefficients(build: Nodes, places: str, length: str, coarser: str, size: int, blocks: int, double: bool) -> str:
     """Multiples of 2⁻²² that each output weighs its window with, (blocks, window, _BLOCK) whole numbers."""
     outputs = build.value((2 * np.arange(blocks * _BLOCK) + 1).reshape(blocks, 1, _BLOCK))
     column = build.op("Unsqueeze", places, build.value([2]))
@@ -158,7 +132,7 @@ def _coefficients(build: _Nodes, places: str, length: str, coarser: str, size: i
     return _in_double(build, distance, unit, valid) if double else _in_single(build, distance, unit, valid)
 
 
-def _in_double(build: _Nodes, distance: str, unit: str, valid: str) -> str:
+def _in_double(build: Nodes, distance: str, unit: str, valid: str) -> str:
     """The coefficients as Pillow computes them, float64."""
     zero = build.op("Equal", distance, build.value([0]))
     argument = build.op(
@@ -177,13 +151,13 @@ def _in_double(build: _Nodes, distance: str, unit: str, valid: str) -> str:
     return build.op("Mul", build.op("Sign", shares), build.op("Floor", whole))
 
 
-def _sinc(build: _Nodes, argument: str, zero: str) -> str:
+def _sinc(build: Nodes, argument: str, zero: str) -> str:
     one = build.value(1, np.float64)
     angle = build.op("Where", zero, one, build.op("Mul", argument, build.value(math.pi, np.float64)))
     return build.op("Where", zero, one, build.op("Div", build.op("Sin", angle), angle))
 
 
-def _in_single(build: _Nodes, distance: str, unit: str, valid: str) -> str:
+def _in_single(build: Nodes, distance: str, unit: str, valid: str) -> str:
     """The same from whole numbers and single precision, float32, for runtimes that have no double precision.
 
     A weight is kept as a whole number of 2⁻¹⁶ and a small rest, both from a table and a Taylor polynomial of second
@@ -204,7 +178,7 @@ def _in_single(build: _Nodes, distance: str, unit: str, valid: str) -> str:
     return _long_division(build, table[0], rest)
 
 
-def _long_division(build: _Nodes, whole: str, rest: str) -> str:
+def _long_division(build: Nodes, whole: str, rest: str) -> str:
     """round(2²² · (whole + rest) / the window's sum of both)."""
     wholes = build.op("Max", build.op("ReduceSum", whole, build.value([1]), keepdims=1), build.value(1, np.float32))
     rests = build.op("ReduceSum", rest, build.value([1]), keepdims=1)
@@ -234,7 +208,7 @@ def _kernel_table() -> NDArray[np.float64]:
     return np.stack([whole, value * 65536 - whole, first * 65536, second * 65536])
 
 
-def _digits(build: _Nodes, coefficients: str) -> str:
+def _digits(build: Nodes, coefficients: str) -> str:
     """(blocks, window, B) whole numbers → (blocks, window, 3 · B) float32: their digits of base 256, highest first."""
     rest = build.op("Cast", coefficients, to=TensorProto.FLOAT)
     digits = []
@@ -244,7 +218,7 @@ def _digits(build: _Nodes, coefficients: str) -> str:
     return build.op("Concat", *digits, rest, axis=2)
 
 
-def _carry(build: _Nodes, sums: str) -> str:
+def _carry(build: Nodes, sums: str) -> str:
     """Sums of digits (…, 3 · B) → grey levels (…, B): plus a half, divided by 2²², rounded down, clipped to 0 … 255."""
     parts = [
         build.op("Slice", sums, build.value([i * _BLOCK]), build.value([(i + 1) * _BLOCK]), build.value([3]))

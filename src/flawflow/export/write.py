@@ -4,44 +4,66 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
-from onnx import compose
+from onnx import TensorProto, compose, helper
 from onnxscript import ir, optimizer
 
 from flawflow.detector import Detector
 from flawflow.errors import OptionError
 from flawflow.export.graph import DetectorGraph
-from flawflow.export.resize import IR_VERSION, OPSET, resize_model
+from flawflow.export.nodes import IR_VERSION, OPSET, Nodes
+from flawflow.export.resize import resize_model
 
 OUTPUTS = ("map", "score", "p_value")
 
 
-def detector_model(detector: Detector, about: Mapping[str, Any], slack: float, double: bool = True) -> onnx.ModelProto:
-    """uint8 RGB ``image`` (H, W, 3) of any size → ``map`` (S, S), ``score`` () and ``p_value`` (), float32.
-
-    Args:
-        detector: the fitted detector, on the CPU.
-        about: JSON values kept in the file's metadata under the key ``flawflow``.
-        slack: see `exported.slack`.
-        double: see `resize.resize_model`.
+def detector_body(detector: Detector) -> onnx.ModelProto:
+    """A detector on the CPU as a network: uint8 ``pixels`` (1, S, S, 3) → ``map`` (S, S) and ``score`` (), float32.
 
     Raises:
         OptionError: the backbone has an operation that ONNX has not.
     """
     size = detector.recipe.size
-    body = _body(DetectorGraph(detector, slack).eval(), torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    return _body(DetectorGraph(detector).eval(), torch.zeros(1, size, size, 3, dtype=torch.uint8))
+
+
+def detector_model(body: onnx.ModelProto, about: Mapping[str, Any], double: bool = True) -> onnx.ModelProto:
+    """uint8 RGB ``image`` (H, W, 3) of any size → ``map`` (S, S), ``score`` () and ``p_value`` (), float32.
+
+    Args:
+        body: of `detector_body`.
+        about: JSON values kept in the file's metadata under the key ``flawflow``; its size, slack (see
+            `exported.slack`) and calibration count here too.
+        double: see `resize.resize_model`.
+    """
     prefixed = compose.add_prefix(body, "detector_", rename_inputs=False, rename_outputs=False)
-    model = compose.merge_models(resize_model(size, double), prefixed, [("pixels", "pixels")])
+    model = compose.merge_models(resize_model(about["size"], double), prefixed, [("pixels", "pixels")])
+    judged = _p_value_model(about["calibration"]["image_scores"], about["slack"])
+    model = compose.merge_models(model, judged, [("score", "judged")], outputs=list(OUTPUTS))
+    del model.opset_import[1:]  # each merge adds the other's, which is the same
     model.producer_name = "flawflow"
     entry = model.metadata_props.add()
     entry.key, entry.value = "flawflow", json.dumps(about)
     return model
+
+
+def _p_value_model(normals: Sequence[float], slack: float) -> onnx.ModelProto:
+    """float32 ``judged`` () → ``p_value`` () as `calibration.p_value`; up to the slack above a normal counts as it."""
+    build = Nodes("judge")
+    least = build.op("Sub", "judged", build.value(slack, np.float32))
+    above = build.op("GreaterOrEqual", build.value(normals, np.float32), least)
+    count = build.op("ReduceSum", build.op("Cast", above, to=TensorProto.FLOAT), keepdims=0)
+    counted = build.op("Add", count, build.value(1, np.float32))
+    build.op("Div", counted, build.value(len(normals) + 1, np.float32), output="p_value")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("judged", "p_value")]
+    return build.model(ends[:1], ends[1:])
 
 
 def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
@@ -53,7 +75,7 @@ def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
                 (pixels,),
                 dynamo=True,
                 input_names=["pixels"],
-                output_names=list(OUTPUTS),
+                output_names=list(OUTPUTS[:2]),
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,

@@ -18,10 +18,12 @@ def run(arguments: argparse.Namespace) -> int:
     files = {"-o": output, "the certificate of -o": certificate_path(output)}
     check_outputs(files, [arguments.detector, arguments.weights])
     detector = Detector.load(arguments.detector, arguments.weights, "cpu")
-    if arguments.samples is None:
+    if arguments.samples is None and arguments.int8 is None:
         say("comparing with drawn images; --samples FOLDER compares with your own")
-    found = export_detector(detector, arguments.detector, output, arguments.format, arguments.samples, say)
-    print(compared(found))
+    found = export_detector(
+        detector, arguments.detector, output, arguments.format, arguments.samples, say, arguments.int8
+    )
+    print(quality(found) if "precision" in found else compared(found))
     print(f"wrote {output} and {certificate_path(output).name}; try: flawflow inspect {output} IMAGES -o overlays")
     return 0
 
@@ -44,3 +46,13 @@ def compared(found: Mapping[str, Any]) -> str:
     if far:
         lines.append(f"{far} drawn images score unlike the product: --samples FOLDER compares with its own images")
     return "\n".join(lines)
+
+
+def quality(found: Mapping[str, Any]) -> str:
+    """What a certificate of eight bits says, for people."""
+    parts = [
+        f"{name.replace('_auroc', ' AUROC')} {before:.4f} before, {found['now'][name]:.4f} now"
+        for name, before in found["before"].items()
+    ]
+    counts = f"{found['good_images']} good images and {found['synthetic_defects']} synthetic defects"
+    return f"{counts}: {'; '.join(parts)}\ncalibrated on {found['calibrated_on']} good images"
