@@ -31,7 +31,7 @@ Compute = Callable[[Image], Sequence[NDArray[np.float32]]]
 Open = Callable[[int], Compute]
 _MOST = 8  # images at once
 _SLACK = 1e-4
-_PROBE = 0.01  # of the probe's distance from the calibration scores
+_PROBE = (0.05, 1e-4)  # of the spread, and of the probe's distance from the calibration scores
 
 
 def spread(calibration: Calibration) -> float:
@@ -140,7 +140,8 @@ class ExportedDetector:
             return
         found = self.probe()
         middle = float(np.median(self.calibration.image_scores or (0.0,)))
-        if not abs(found - wanted) <= _PROBE * max(abs(wanted - middle), spread(self.calibration)):
+        allowed = _PROBE[0] * spread(self.calibration) + _PROBE[1] * abs(wanted - middle)
+        if not abs(found - wanted) <= allowed:
             raise DetectorFileError(
                 f"{path} is in eight bits, which this processor rounds otherwise than the one it was calibrated on (a "
                 f"drawn image scores {found:.5g}, expected {wanted:.5g}): export the detector on this machine, or "

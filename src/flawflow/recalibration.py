@@ -92,11 +92,8 @@ def recalibrate(
     """
     before = [] if start_anew else list(detector.provenance.get(CALIBRATION_IMAGES, ()))
     taught = known_marks(detector.provenance, LEARNED_IMAGES, VALIDATION_IMAGES) - set(before)
-    bad = set(detector.provenance.get(DEFECTS, {}).get("images", ()))
     marks = known_again(ImageSource(files, detector.recipe.size).digests())
-    for mark, file in zip(marks, files, strict=True):
-        if mark in bad:
-            raise InputError(f"{file} is given as a good image, but the detector knows it as a defect: take it out")
+    require_no_defects(detector, marks, files)
     fresh = {mark: file for mark, file in zip(marks, files, strict=True) if mark not in taught | set(before)}
     learned = sum(mark in taught for mark in marks)
     if not fresh:
@@ -112,6 +109,14 @@ def recalibrate(
         changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
     changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
     return Recalibrated(_with_misses(changed), len(fresh), learned, len(files) - learned - len(fresh))
+
+
+def require_no_defects(detector: Detector, marks: Sequence[str], files: Sequence[Path]) -> None:
+    """Raises InputError where a file, known by its mark, is one of the detector's known defects."""
+    bad = set(detector.provenance.get(DEFECTS, {}).get("images", ()))
+    for mark, file in zip(marks, files, strict=True):
+        if mark in bad:
+            raise InputError(f"{file} is given as a good image, but the detector knows it as a defect: take it out")
 
 
 def with_budget(detector: Detector, budget: Budget) -> Detector:

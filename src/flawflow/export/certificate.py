@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawflow.detector import Detector
-from flawflow.errors import FlawflowError
+from flawflow.errors import FlawflowError, InputError
 from flawflow.exported import ExportedDetector, spread
 from flawflow.features import ImageSource
 from flawflow.inspection import Inspection
@@ -187,9 +187,12 @@ class Twins:
 
     def quality(self, inspect: Inspect) -> Quality:
         """How well an inspection tells them apart: ``image_auroc`` and ``pixel_auroc``; None of what is no number."""
-        found = inspect(self.images)
+        try:
+            found = inspect(self.images)
+        except InputError:  # a score that is no number
+            return {"image_auroc": None, "pixel_auroc": None}
         maps, scores = np.stack([one.anomaly_map for one in found]), np.array([one.score for one in found])
-        if not (np.isfinite(scores).all() and np.isfinite(maps).all()):
+        if not np.isfinite(maps).all():
             return {"image_auroc": None, "pixel_auroc": None}
         defective = np.arange(len(scores)) >= self.good
         return {"image_auroc": auroc(scores, defective), "pixel_auroc": pixel_metrics(maps, self.masks)["pixel_auroc"]}

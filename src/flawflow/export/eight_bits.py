@@ -9,13 +9,16 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from flawflow.datasets import open_folder
 from flawflow.detector import Detector
 from flawflow.errors import InputError
 from flawflow.features import (
@@ -26,54 +29,69 @@ from flawflow.features import (
     known_again,
     known_marks,
 )
-from flawflow.files import list_images
+from flawflow.recalibration import require_no_defects
 from flawflow.types import Image
 
-LEAST = 5  # images that set ranges, and images that calibrate
+LEAST = 5  # images to set the ranges by, and images to calibrate on
 SPARED = (1, 2, 4, 8)  # so many of the first products are tried to stay as they are
 _RANGES = 32  # images that set ranges, at most
-_JUDGED = 100  # good images that both are judged on, at most
+_JUDGED = 100  # good images to compare on, at most
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node comes from
 
 
 @dataclass(frozen=True, slots=True)
 class GoodImages:
-    """Good images, by what the detector may use them for.
+    """Good images, by what they may be used for.
 
     Attributes:
-        ranges: set the ranges of the whole numbers: images that it learned from, where there are such.
-        fresh: calibrate: it neither learned from them nor chose its epoch on them alone, nor do they set ranges.
-        judged: evenly picked of all, to compare on.
+        learned: what the detector learned from, or others in their place: they set the ranges of the whole numbers, and
+            the detector and its export are compared on them.
+        fresh: calibrate, and do nothing else.
     """
 
-    ranges: tuple[Path, ...]
+    learned: tuple[Path, ...]
     fresh: tuple[Path, ...]
-    judged: tuple[Path, ...]
+
+    def ranges(self) -> tuple[Path, ...]:
+        """Those that set the ranges, evenly picked."""
+        return _picked(self.learned, _RANGES)
+
+    def judged(self) -> tuple[Path, ...]:
+        """Those to compare on, evenly picked."""
+        return _picked(self.learned, _JUDGED)
 
 
 def good_images(folder: Path, detector: Detector) -> GoodImages:
-    """The images of a folder: those of the fit, or others, or both.
+    """The good images of a folder or product: those of the fit, or others, or both; of copies the first.
 
     Raises:
-        InputError: too few images, or too few that can calibrate.
+        InputError: too few images, or too few that can calibrate; one of them is known as a defect; the detector does
+            not know what it learned from.
+        DatasetError: the folder holds none.
     """
-    files = list_images(folder, recursive=True)
+    if LEARNED_IMAGES not in detector.provenance:
+        raise InputError(
+            "this detector does not know which images it learned from, and those must not calibrate it: fit it again "
+            "to export it with --int8"
+        )
+    files = [sample.path for sample in open_folder(folder, int(detector.provenance.get("seed") or 0)).train]
     marks = known_again(ImageSource(files, detector.recipe.size).digests())
-    counting = set(known_marks(detector.provenance, CALIBRATION_IMAGES))
-    taught = known_marks(detector.provenance, LEARNED_IMAGES, VALIDATION_IMAGES) - counting
-    once = dict(zip(marks, files, strict=True))  # copies of a file count once
-    learned = [file for mark, file in once.items() if mark in taught]
-    fresh = [file for mark, file in once.items() if mark not in taught]
-    if len(learned) < LEAST:  # then some of the others
-        learned, fresh = fresh[::4], [file for number, file in enumerate(fresh) if number % 4]
+    require_no_defects(detector, marks, files)
+    taught = known_marks(detector.provenance, LEARNED_IMAGES, VALIDATION_IMAGES)
+    taught -= known_marks(detector.provenance, CALIBRATION_IMAGES)
+    once = dict(zip(reversed(marks), reversed(files), strict=True))
+    learned = sorted(file for mark, file in once.items() if mark in taught)
+    fresh = sorted(file for mark, file in once.items() if mark not in taught)
+    if len(learned) < LEAST <= len(fresh) // 2:
+        learned, fresh = fresh[::2], fresh[1::2]
     if len(learned) < LEAST or len(fresh) < LEAST:
         raise InputError(
-            f"{folder} holds {len(once)} different good images, {len(fresh)} of them for the calibration: eight bits "
-            f"need {LEAST} for it that the detector did not learn from, and {LEAST} others; name the folder of good "
-            f"images that it was fitted on, or {4 * LEAST} new ones"
+            f"{folder} holds {len(once)} different good images, and the detector learned from {len(learned)} of them: "
+            f"eight bits need at least {LEAST} that it learned from and {LEAST} that it has never seen, or {2 * LEAST} "
+            "that it has never seen; add good images"
         )
-    return GoodImages(_picked(learned, _RANGES), tuple(fresh), _picked(list(once.values()), _JUDGED))
+    return GoodImages(tuple(learned), tuple(fresh))
 
 
 def _picked(files: Sequence[Path], most: int) -> tuple[Path, ...]:
@@ -89,9 +107,42 @@ class _Pixels(CalibrationDataReader):  # type: ignore[misc]
         return None if image is None else {"pixels": image[None]}
 
 
-def products(body: onnx.ModelProto) -> list[str]:
-    """The nodes that multiply with weights of the backbone, first to last."""
-    return [node.name for node in body.graph.node if _is_product(node)]
+def products(body: onnx.ModelProto) -> list[list[str]]:
+    """The nodes that multiply with weights of the backbone, first to last; those that share weights together.
+
+    An image that is looked at in several views goes through the same weights several times.
+    """
+    constants = {one.name: one for one in body.graph.initializer}
+    shared: dict[bytes, list[str]] = {}
+    for node in body.graph.node:
+        if node.op_type in _PRODUCTS and node.input[1] in constants and _is_of_backbone(node):
+            # By what they hold: transposed weights are written down anew for each use.
+            weights = numpy_helper.to_array(constants[node.input[1]])
+            shared.setdefault(sha256(weights.tobytes()).digest(), []).append(node.name)
+    return list(shared.values())
+
+
+def plain_weights(body: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network with weights that are turned for each image turned once: only constants can be quantised."""
+    turned = onnx.ModelProto()
+    turned.CopyFrom(body)
+    constants = {one.name: one for one in turned.graph.initializer}
+    kept = []
+    for node in turned.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in constants:
+            values = numpy_helper.to_array(constants[node.input[0]])
+            axes = next((list(one.ints) for one in node.attribute if one.name == "perm"), None)
+            turned.graph.initializer.append(
+                numpy_helper.from_array(np.ascontiguousarray(values.transpose(axes)), node.output[0])
+            )
+        else:
+            kept.append(node)
+    del turned.graph.node[:]
+    turned.graph.node.extend(kept)
+    used = {name for node in kept for name in node.input} | {one.name for one in turned.graph.output}
+    for one in [one for one in turned.graph.initializer if one.name not in used]:
+        turned.graph.initializer.remove(one)
+    return turned
 
 
 def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -> onnx.ModelProto:
@@ -100,7 +151,7 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
     Args:
         body: the network.
         images: uint8 RGB (S, S, 3), whose activations set the ranges.
-        spared: how many of the first products stay as they are; fewer than `products` names.
+        spared: how many of the first `products` stay as they are; fewer than there are.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         written = Path(folder) / "body.onnx"
@@ -112,7 +163,7 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
             _Pixels(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
-            nodes_to_quantize=products(body)[spared:],
+            nodes_to_quantize=[name for names in products(body)[spared:] for name in names],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -121,10 +172,8 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
         return onnx.load(str(written))
 
 
-def _is_product(node: onnx.NodeProto) -> bool:
-    return node.op_type in _PRODUCTS and any(
-        entry.key == _SCOPES and "'backbone'" in entry.value for entry in node.metadata_props
-    )
+def _is_of_backbone(node: onnx.NodeProto) -> bool:
+    return any(entry.key == _SCOPES and "'backbone'" in entry.value for entry in node.metadata_props)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def export_detector(
         InputError: the images cannot be read, or are too few for eight bits.
         OutputError: the files cannot be written.
     """
-    check_request(output, kind)
+    check_request(output, kind, good is not None)
     if detector.recipe.tiling.side:
         raise OptionError("a detector fitted on tiles cannot be exported: inspect with its .flaw file")
     if detector.recipe.backbone.precision != "float32":
@@ -89,7 +89,7 @@ def certificate_path(output: Path) -> Path:
     return output.with_name(output.name + ".certificate.json")
 
 
-def check_request(output: Path, kind: str) -> None:
+def check_request(output: Path, kind: str, eight_bits: bool = False) -> None:
     """The format is known, the name fits it, and its packages are installed. Raises OptionError."""
     if kind not in FORMATS:
         raise OptionError(f"unknown format '{kind}': expected {' or '.join(FORMATS)}")
@@ -99,9 +99,9 @@ def check_request(output: Path, kind: str) -> None:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
 
-        if kind == "onnx":
+        if kind == "onnx" or eight_bits:
             import onnxruntime  # noqa: F401
-        else:
+        if kind == "openvino":
             import openvino  # noqa: F401
     except ImportError as cause:
         raise OptionError(
@@ -144,17 +144,17 @@ def _in_eight_bits(
 
     ``about`` gets the new calibration.
     """
-    from flawflow.export.eight_bits import SPARED, good_images, in_eight_bits, products
+    from flawflow.export.eight_bits import SPARED, good_images, in_eight_bits, plain_weights, products
     from flawflow.export.write import detector_body
 
     good = good_images(folder, detector)
-    ranges = ImageSource(good.ranges, detector.recipe.size)
+    ranges = ImageSource(good.ranges(), detector.recipe.size)
     say(f"writing the network as {kind}, in eight bits with ranges of {len(ranges)} good images")
-    body = detector_body(detector)
+    body = plain_weights(detector_body(detector))
     tried = [spared for spared in SPARED if spared < len(products(body))]
     if not tried:
         raise OptionError("this detector's backbone has too few products for eight bits: export it without --int8")
-    twins = Twins.drawn(good.judged, detector)
+    twins = Twins.drawn(good.judged(), detector)
     before = twins.quality(detector.inspect)
     for spared in tried:
         eight = in_eight_bits(body, map(ranges, range(len(ranges))), spared)
@@ -201,7 +201,7 @@ def _written(body: Any, about: dict[str, Any], path: Path, kind: str) -> Exporte
 
 
 def _certificate(about: dict[str, Any], kind: str, written: dict[str, str], compared: dict[str, Any]) -> dict[str, Any]:
-    answers = "tells defects as well as" if "precision" in compared else "answers as"
+    answers = "tells synthetic defects, up to may_lose, as well as" if "precision" in compared else "answers as"
     return {
         "certifies": f"{', '.join(written)} {answers} {about['detector']} does",
         "format": kind,

@@ -14,7 +14,7 @@ from flawflow.export.export import certificate_path, check_request
 def run(arguments: argparse.Namespace) -> int:
     """Detector file → the same detector for another runtime, and a certificate."""
     output: Path = arguments.output or arguments.detector.with_suffix(FORMATS[arguments.format])
-    check_request(output, arguments.format)
+    check_request(output, arguments.format, arguments.int8 is not None)
     files = {"-o": output, "the certificate of -o": certificate_path(output)}
     check_outputs(files, [arguments.detector, arguments.weights])
     detector = Detector.load(arguments.detector, arguments.weights, "cpu")
