@@ -27,7 +27,8 @@ class FlowConfig:
         clamp: bound of |log s| in one coupling.
         whiten: begin with a fixed linear map that whitens the training features.
         places: then standardise each channel at each place of the grid, as far as the images allow.
-        shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1].
+        shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1]; of no effect with
+            ``places``, which rescale every direction.
         memory: share of the training cells, the least likely ones, that is remembered after training; 0 = none.
         memory_most: about how many cells are remembered at most, so that neither the detector's file nor the time of an
             inspection grows without end with the number of training images.
