@@ -23,6 +23,7 @@ from flawflow.images import read_image, resize_image
 from flawflow.metrics import auroc, pixel_metrics
 from flawflow.recipe import named_recipe
 from flawflow.synthesis import draw_synthetic
+from flawflow.synthesis.object_mask import object_mask
 from flawflow.types import Image, Mask
 
 Field = NDArray[np.float32]
@@ -103,22 +104,37 @@ DRAWN: dict[str, Callable[[Field, np.random.Generator, float], Drawn]] = {
     "chip": chip,
 }
 KINDS = ("nsa", "scar", "perlin", "cutpaste", *DRAWN)
+_TRIES = 30
 
 
 def twins(images: list[Image], kind: str, detector: Detector) -> tuple[list[Image], NDArray[np.bool_]]:
-    """Defective twins of the images that could be given the defect, and their masks."""
-    pairs: list[tuple[Image, Mask]] = []
-    if kind in DRAWN:
-        rng = np.random.default_rng(KINDS.index(kind))
-        for image in images:
+    """Defective twins of the images that could be given the defect, and their masks (N, H, W).
+
+    Where the product has a plain background, half of a defect at least lies on the product, as real ones do.
+    """
+    pairs = [pair for number in range(len(images)) if (pair := twin(images, number, kind, detector)) is not None]
+    masks = [mask for _, mask in pairs]
+    return [image for image, _ in pairs], np.stack(masks) if masks else np.zeros((0, *images[0].shape[:2]), np.bool_)
+
+
+def twin(images: list[Image], number: int, kind: str, detector: Detector) -> tuple[Image, Mask] | None:
+    image, synthesis = images[number], detector.recipe.synthesis
+    background = synthesis.nsa.background
+    product = None if background is None else object_mask(image, background)
+    rng = np.random.default_rng((KINDS.index(kind), number))
+    for attempt in range(_TRIES):
+        if kind in DRAWN:
             result, alpha = DRAWN[kind](image.astype(np.float32), rng, image.shape[0] / 448)
-            pairs.append((np.clip(result, 0, 255).astype(np.uint8), alpha > 0.25))
-    else:
-        chosen = replace(detector.recipe.synthesis, method=kind, sharpness=0.0)  # type: ignore[arg-type]
-        drawn = [draw_synthetic(images, len(images), i, 7, 99, chosen) for i in range(len(images))]
-        pairs = [(one.defective, one.mask) for one in drawn if one is not None]
-    pairs = [(image, mask) for image, mask in pairs if mask.any()]
-    return [image for image, _ in pairs], np.stack([mask for _, mask in pairs])
+            pair = np.clip(result, 0, 255).astype(np.uint8), alpha > 0.25
+        else:
+            chosen = replace(synthesis, method=kind, sharpness=0.0)  # type: ignore[arg-type]
+            drawn = draw_synthetic(images, len(images), number, 7 + attempt, 99, chosen)
+            if drawn is None:
+                continue
+            pair = drawn.defective, drawn.mask
+        if pair[1].any() and (product is None or product[pair[1]].mean() >= 0.5):
+            return pair
+    return None
 
 
 def score(detector: Detector, images: list[Image]) -> torch.Tensor:
@@ -142,6 +158,9 @@ def main() -> None:
     rows = []
     for kind in KINDS:
         defective, masks = twins(images, kind, detector)
+        if not defective:
+            print(f"{kind:<9} fits nowhere on this product")
+            continue
         maps = torch.cat([normal, score(detector, defective)])
         labels = np.repeat([False, True], [len(normal), len(defective)])
         image_auroc = auroc(detector.image_scores(maps).numpy(), labels)
