@@ -94,7 +94,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "3"
+    assert header["format"] == "flawflow detector" and header["version"] == "4"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -189,8 +189,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "2", "4", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 3"):
+    for version in ("1", "2", "3", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 4"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 

@@ -77,7 +77,8 @@ def test_the_dense_memory_remembers_the_same(reach: int) -> None:
     generator = torch.Generator().manual_seed(reach)
     memory = Memory(6, reach)
     places = torch.randint(0, 5, (40, 2), generator=generator)
-    memory.fit(torch.randn(40, 6, generator=generator), places, 2.0)
+    memory.fit(torch.randn(40, 6, generator=generator), places, torch.arange(40) % 8, 2.0)
+    memory.load_state_dict(memory.state_dict() | {"width": torch.linspace(0.6, 1.4, 6)})
     z, log_det = torch.randn(1, 6, 7, 5, generator=generator), torch.randn(1, 7, 5, generator=generator)
     nll = 0.5 * z.square().sum(dim=1) - log_det
     lowered = memory(z, log_det, nll)
@@ -98,7 +99,7 @@ def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:
         nll = 0.5 * z.square().sum(dim=1) - log_det
         threshold = float(nll.quantile(0.9))
         image, row, column = (nll > threshold).nonzero(as_tuple=True)
-        detector.flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), threshold)
+        detector.flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
     limit = 1e3 if recipe.scoring.level else None
     known = calibrate(detector.backbone, detector.flow, recipe, images, torch.device("cpu"), limit)
     detector.calibration = replace(known, budget=Budget(0.3, None))

@@ -1,8 +1,11 @@
 """Laws of the memory: the density it stands for, and what it must never do."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from torch.distributions import Normal
 
 from flawflow.errors import OptionError
 from flawflow.fitting import remember
@@ -17,8 +20,26 @@ def remembered(reach: int = 1, threshold: float = 2.0, count: int = 40) -> Memor
     generator = torch.Generator().manual_seed(3)
     memory = Memory(C, reach)
     latents = 2 * torch.randn(count, C, generator=generator)
-    memory.fit(latents, torch.randint(0, SIDE, (count, 2), generator=generator), threshold)
+    places = torch.randint(0, SIDE, (count, 2), generator=generator)
+    memory.fit(latents, places, torch.arange(count) % 8, threshold)
     return memory
+
+
+def twins(jitter: torch.Tensor, count: int = 600) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents, places and images of marks far from the origin, each on two images, which differ by this (C,)."""
+    generator = torch.Generator().manual_seed(5)
+    marks = 6 * torch.randn(count, len(jitter), generator=generator)
+    places = torch.randint(0, SIDE, (count, 2), generator=generator)
+    seen = [marks + jitter / 2**0.5 * torch.randn(marks.shape, generator=generator) for _ in range(2)]
+    return torch.cat(seen), places.repeat(2, 1), torch.arange(2).repeat_interleave(count)
+
+
+def left_out(memory: Memory, latents: torch.Tensor, places: torch.Tensor, owners: torch.Tensor) -> float:
+    """Mean NLL of each of these, by the origin and by what is remembered of other images at the same place."""
+    difference = (latents[:, None] - latents[None]) / memory.width
+    nats = 0.5 * difference.square().sum(dim=2) + memory.width.log().sum()
+    nats[(places[:, None] != places[None]).any(dim=2) | (owners[:, None] == owners[None])] = torch.inf
+    return float(torch.minimum(0.5 * latents.square().sum(dim=1), nats.amin(dim=1)).mean())
 
 
 def latents(seed: int = 0, count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,9 +59,38 @@ def test_the_lowered_nll_is_the_least_over_all_centres_in_reach(reach: int) -> N
         if expected > float(memory.threshold):
             for centre, (row, column) in zip(memory.latents.float(), memory.places.tolist(), strict=True):
                 if max(abs(row - y), abs(column - x)) <= reach:
-                    nats = 0.5 * float((z[b, :, y, x] - centre).square().sum()) - float(log_det[b, y, x])
+                    nats = -float(Normal(centre, memory.width).log_prob(z[b, :, y, x]).sum())
+                    nats -= C / 2 * math.log(2 * math.pi) + float(log_det[b, y, x])
                     expected = min(expected, nats)
         assert float(lowered[b, y, x]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_width_is_how_one_mark_differs_between_images() -> None:
+    jitter = torch.tensor([0.8, 0.8, 1.0, 1.2, 1.5, 2.0])
+    latents, places, owners = twins(jitter)
+    memory = Memory(C, 0)
+    memory.fit(latents, places, owners, 0.0)
+    # Nearest neighbours are at times others than the twin, and nearer than it.
+    assert (memory.width / jitter - 1).abs().max() < 0.2
+    assert memory.width.argsort().tolist()[2:] == [2, 3, 4, 5]
+
+
+def test_no_other_scale_of_the_width_explains_left_out_images_better() -> None:
+    cells = twins(torch.linspace(0.7, 1.7, C))
+    memory = Memory(C, 0)
+    memory.fit(*cells, 0.0)
+    best, width = left_out(memory, *cells), memory.width.clone()
+    for factor in (0.7, 1.4, 1 / width):
+        memory.width = width * factor
+        assert left_out(memory, *cells) > best
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_without_others_the_width_is_one_and_copies_do_not_pull_it_to_nothing(images: int) -> None:
+    latents, places, _ = twins(torch.zeros(C))
+    memory = Memory(C, 0)
+    memory.fit(latents, places, torch.arange(images).repeat_interleave(len(latents) // images), 0.0)
+    assert torch.equal(memory.width, torch.full((C,), 1.0 if images == 1 else 0.5))
 
 
 def test_it_never_raises_the_nll_and_leaves_the_likely_alone() -> None:
@@ -58,11 +108,11 @@ def test_what_was_remembered_is_as_likely_as_a_centre_can_be() -> None:
     z, log_det, nll = latents()
     memory = Memory(C, 0)
     image, row, column = (nll > 2.0).nonzero(as_tuple=True)
-    memory.fit(z[image, :, row, column], torch.stack([row, column], dim=1), 2.0)
+    memory.fit(z[image, :, row, column], torch.stack([row, column], dim=1), image, 2.0)
     lowered = memory(z, log_det, nll)
     found = (lowered + log_det)[image, row, column]
     # Half precision of the remembered latents is all that is left.
-    assert float(found.abs().max()) < 1e-4
+    assert float(found.max()) < float(memory.width.log().sum()) + 1e-4
     assert torch.equal(memory(z[:0], log_det[:0], nll[:0]), nll[:0])
 
 
@@ -94,7 +144,7 @@ def test_the_least_likely_share_of_the_training_cells_is_remembered() -> None:
     assert len(flow.memory.latents) == pytest.approx(0.1 * nll.numel(), abs=1)
     lowered = flow.memory(z, log_det, nll)
     above = nll > flow.memory.threshold
-    assert float((lowered + log_det)[above].max()) < 1e-3
+    assert float((lowered + log_det)[above].max()) < float(flow.memory.width.log().sum()) + 1e-3
 
 
 @pytest.mark.parametrize("images", [10, 40])

@@ -301,14 +301,15 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.devi
     share = min(flow.config.memory, flow.config.memory_most / cells)
     rank = max(1, round((1 - share) * sample.numel()))
     threshold = float(sample.kthvalue(rank).values)
-    latents, places = [], []
+    latents, places, owners = [], [], []
     for one in maps:
         for start in range(0, len(one), 8):
             z, nll = scored(one[start : start + 8])
             image, row, column = (nll > threshold).nonzero(as_tuple=True)
             latents.append(z[image, :, row, column].half())
             places.append(torch.stack([row, column], dim=1))
-    flow.memory.fit(torch.cat(latents), torch.cat(places), threshold)
+            owners.append(image + start)  # the same in all versions
+    flow.memory.fit(torch.cat(latents), torch.cat(places), torch.cat(owners), threshold)
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -218,7 +218,7 @@ def default() -> Recipe:
             evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.003, level=0.9),
+        scoring=ScoringConfig(score="nll", top=0.005, level=0.9),
         versions=2,
     )
 
@@ -230,7 +230,7 @@ def deit() -> Recipe:
         name="deit",
         size=512,
         backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
-        scoring=ScoringConfig(score="nll", top=0.003, level=0.9, shift=4),
+        scoring=ScoringConfig(score="nll", top=0.005, level=0.9, shift=4),
     )
 
 

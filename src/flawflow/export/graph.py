@@ -30,6 +30,8 @@ class DenseMemory(nn.Module):
         self.height, self.width = grid
         self.reach = memory.reach
         self.threshold = float(memory.threshold)
+        self.register_buffer("narrow", (1 / memory.width)[:, None, None])
+        self.constant = float(memory.width.log().sum())
         # ‖z − c‖² = ‖z‖² + (‖c‖² − 2 z·c), of which the bracket is one affine map of the cells.
         self.register_buffer("factors", -2 * memory.centres.T)
         self.register_buffer("norms", memory.centres.square().sum(dim=1))
@@ -41,11 +43,12 @@ class DenseMemory(nn.Module):
 
     def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
         """As `flow.Memory`, of one image: z (1, C, h, w), log_det and nll (1, h, w) → (1, h, w)."""
-        found = [self._beyond(z[0], row, *span) for row, span in enumerate(self.spans) if span[0] < span[1]]
+        cells = z[0] * self.get_buffer("narrow")
+        found = [self._beyond(cells, row, *span) for row, span in enumerate(self.spans) if span[0] < span[1]]
         if not found:
             return nll
-        least = (torch.stack(found).amin(dim=0) + z[0].square().sum(dim=0)).clamp_min(0)
-        lowered = torch.minimum(nll, 0.5 * least[None] - log_det)
+        least = (torch.stack(found).amin(dim=0) + cells.square().sum(dim=0)).clamp_min(0)
+        lowered = torch.minimum(nll, 0.5 * least[None] + self.constant - log_det)
         return torch.where(nll > self.threshold, lowered, nll)
 
     def _beyond(self, z: Tensor, row: int, first: int, last: int) -> Tensor:
