@@ -278,7 +278,11 @@ def _only_core() -> Any:
     """
     import openvino
 
-    return openvino.Core()
+    core = openvino.Core()
+    # Its first look at an array must not come from two threads at once: each would wait for ever for what the other
+    # holds, Python's lock and that of the look itself.
+    np.array(openvino.Tensor(np.zeros(1, np.float32)).data)
+    return core
 
 
 def _processors() -> int:
