@@ -189,7 +189,7 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "2", "3", "", None):
+    for version in ("1", "3", "5", "", None):
         with pytest.raises(DetectorFileError, match=r"of version .*reads version 4"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 

@@ -85,6 +85,64 @@ def test_no_other_scale_of_the_width_explains_left_out_images_better() -> None:
         assert left_out(memory, *cells) > best
 
 
+def plain_width(
+    latents: torch.Tensor, places: torch.Tensor, owners: torch.Tensor, reach: int, step: int
+) -> torch.Tensor:
+    """`Memory.width` by comparing every ``step``-th cell with all."""
+    order = places[:, 0].argsort(stable=True)
+    latents, places, owners = latents[order].half().float(), places[order], owners[order]
+    some, width = slice(None, None, step), torch.ones(latents.shape[1])
+    for _ in range(4):
+        least = ((latents[some, None] - latents[None]) / width).square().sum(dim=2)
+        away = ((places[some, None] - places[None]).abs() > reach).any(dim=2)
+        least, nearest = least.masked_fill(away | (owners[some, None] == owners[None]), torch.inf).min(dim=1)
+        explained = 0.5 * least + width.log().sum() < 0.5 * latents[some].square().sum(dim=1)
+        squares = (latents[some] - latents[nearest])[explained].double().square()
+        width = ((squares.sum(dim=0) + 200 * squares.mean()) / (len(squares) + 200)).clamp_min(0.25).sqrt().float()
+    return width
+
+
+@pytest.mark.parametrize(
+    ("reach", "sample", "chunk"), [(0, 10_000, 16), (1, 10_000, 2048), (1, 100, 16), (3, 333, 2048)]
+)
+def test_the_width_is_that_of_a_plain_search(
+    reach: int, sample: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawflow.flow.memory._SAMPLE", sample)
+    monkeypatch.setattr("flawflow.flow.memory._CHUNK", chunk)
+    generator = torch.Generator().manual_seed(reach)
+    places = torch.randint(0, 12, (700, 2), generator=generator)
+    places = places[places[:, 0] != 4]  # a row of which nothing is remembered
+    marks = 3 * torch.randn(5, C, generator=generator)[torch.randint(0, 5, (len(places),), generator=generator)]
+    latents = marks + torch.randn(marks.shape, generator=generator) * torch.linspace(0.4, 1.5, C)
+    owners = torch.randint(0, 7, (len(places),), generator=generator)
+    memory = Memory(C, reach)
+    memory.fit(latents, places, owners, 0.0)
+    step = -(-len(places) // sample)
+    torch.testing.assert_close(memory.width, plain_width(latents, places, owners, reach, step))
+
+
+def test_versions_of_an_image_are_not_other_images() -> None:
+    config = FlowConfig(blocks=1, subnet="pointwise", hidden=4, dropout=0.0, memory=0.5)
+    maps = np.random.default_rng(0).standard_normal((9, C, SIDE, SIDE)).astype(np.float16)
+    alone, copied = Flow(C, config, 0).eval(), Flow(C, config, 0).eval()
+    assert alone.memory is not None
+    assert copied.memory is not None
+    remember(alone, [maps[:1], maps[:1]], torch.device("cpu"))
+    assert torch.equal(alone.memory.width, torch.ones(C))
+    maps[1:8] *= 0.01  # far below the threshold; the last image, in a batch of its own, is the first one again
+    maps[8] = maps[0]
+    remember(copied, [maps], torch.device("cpu"))
+    assert torch.equal(copied.memory.width, torch.full((C,), 0.5))
+
+
+def test_nothing_to_remember_leaves_an_empty_memory() -> None:
+    memory = Memory(C, 1)
+    memory.fit(torch.zeros(0, C), torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 0.0)
+    z, log_det, nll = latents()
+    assert torch.equal(memory(z, log_det, nll), nll)
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_without_others_the_width_is_one_and_copies_do_not_pull_it_to_nothing(images: int) -> None:
     latents, places, _ = twins(torch.zeros(C))

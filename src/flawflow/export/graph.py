@@ -27,18 +27,18 @@ class DenseMemory(nn.Module):
 
     def __init__(self, memory: Memory, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.height, self.width = grid
+        self.height, self.columns = grid
         self.reach = memory.reach
         self.threshold = float(memory.threshold)
         self.register_buffer("narrow", (1 / memory.width)[:, None, None])
         self.constant = float(memory.width.log().sum())
-        # ‖z − c‖² = ‖z‖² + (‖c‖² − 2 z·c), of which the bracket is one affine map of the cells.
+        # ‖u − v‖² = ‖u‖² + (‖v‖² − 2 u·v) with u = z / σ and v = c / σ; the bracket is one affine map of the cells u.
         self.register_buffer("factors", -2 * memory.centres.T)
         self.register_buffer("norms", memory.centres.square().sum(dim=1))
         rows = memory.places[:, 0]
         borders = torch.searchsorted(rows.contiguous(), torch.arange(self.height + 1, dtype=rows.dtype)).tolist()
         self.spans = list(pairwise(borders))  # first and last + 1 of what each row remembers; it is ordered by row
-        away = (torch.arange(self.width)[:, None] - memory.places[:, 1].long()[None]).abs() > self.reach
+        away = (torch.arange(self.columns)[:, None] - memory.places[:, 1].long()[None]).abs() > self.reach
         self.register_buffer("away", away)
 
     def forward(self, z: Tensor, log_det: Tensor, nll: Tensor) -> Tensor:
@@ -51,12 +51,12 @@ class DenseMemory(nn.Module):
         lowered = torch.minimum(nll, 0.5 * least[None] + self.constant - log_det)
         return torch.where(nll > self.threshold, lowered, nll)
 
-    def _beyond(self, z: Tensor, row: int, first: int, last: int) -> Tensor:
-        """Least ‖z − c‖² − ‖z‖² of each cell to what one row remembers, (h, w)."""
+    def _beyond(self, cells: Tensor, row: int, first: int, last: int) -> Tensor:
+        """Least ‖u − v‖² − ‖u‖² of each cell u to what one row remembers, (h, w)."""
         top, bottom = max(0, row - self.reach), min(self.height, row + self.reach + 1)
         factors, norms, away = (self.get_buffer(name)[..., first:last] for name in ("factors", "norms", "away"))
-        beyond = functional.linear(z[:, top:bottom].flatten(1).T, factors.T, norms)
-        least = beyond.reshape(-1, self.width, last - first).masked_fill(away, _FAR).amin(dim=-1)
+        beyond = functional.linear(cells[:, top:bottom].flatten(1).T, factors.T, norms)
+        least = beyond.reshape(-1, self.columns, last - first).masked_fill(away, _FAR).amin(dim=-1)
         return functional.pad(least, (0, 0, top, self.height - bottom), value=_FAR)
 
 

@@ -91,19 +91,20 @@ class Memory(nn.Module):
         return lowered
 
     def _nats(self, least: Tensor, cells: Tensor) -> Tensor:
-        """½ ‖z − c‖² + Σ log σ, from ‖z − c‖² − ‖z‖² (N,) and the cells z (N, C), in units of the width."""
+        """½ ‖u − v‖² + Σ log σ, from ‖u − v‖² − ‖u‖² (N,) and u (N, C), where u = z / σ and v = c / σ."""
         return 0.5 * (least + cells.square().sum(dim=1)).clamp_min_(0) + self.width.log().sum()
 
     def _compared(self, cells: Tensor, row: Tensor, column: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """‖z − c‖² − ‖z‖² of some cells and all that is remembered of the rows within reach; ∞ out of reach.
+        """‖u − v‖² − ‖u‖² of some cells u and all v that are remembered of the rows within reach; ∞ out of reach.
 
         Args:
-            cells: (N, C), in units of the width.
+            cells: u = z / σ, (N, C).
             row, column: (N,), where they lie; ordered by row.
 
         Yields:
-            Which cells, which remembered ones, and (cells, remembered ones). The last cells of a row may come with a
-            few of the next, or with zeros beyond the last one: all come again, or are to be ignored.
+            Which cells, which remembered ones, and (cells, remembered ones); (cells, 1) where none is within reach. The
+            last cells of a row may come with a few of the next, or with zeros beyond the last one: all come again, or
+            are to be ignored.
         """
         cells = F.pad(cells, (0, 0, 0, _STEP))
         column = F.pad(column.to(self.places.dtype), (0, _STEP))
@@ -119,7 +120,7 @@ class Memory(nn.Module):
             for start in range(begin, end, _CHUNK):
                 part = slice(start, start + min(_CHUNK, -(-(end - start) // _STEP) * _STEP))
                 away = (column[part, None] - columns[None, low:high]).abs_() > self.reach
-                # ‖z − c‖² but for ‖z‖², which is the same for all.
+                # Without ‖u‖², which is the same for all.
                 beyond = torch.addmm(self.norms[None, low:high], cells[part], self.centres[low:high].T, alpha=-2)
                 yield part, slice(low, high), beyond.masked_fill_(away, torch.inf)
 
@@ -127,11 +128,12 @@ class Memory(nn.Module):
         """Set the width; ``owners`` (K,) of what is remembered.
 
         An expectation-maximisation with hard assignments: each cell goes to the origin or to the nearest centre of
-        another image, whichever is likelier; the width is then that of the differences to those centres.
+        another image, whichever is likelier; the width is then that of the differences to those centres, each channel's
+        drawn a little to the mean of all.
         """
         if not len(owners):
             return
-        some = slice(None, None, -(-len(owners) // _SAMPLE) or None)
+        some = slice(None, None, -(-len(owners) // _SAMPLE))
         latents, (row, column) = self.latents.float(), self.places[some].long().T.contiguous()
         sample, own = latents[some], F.pad(owners[some], (0, _STEP), value=-1)
         for _ in range(_ROUNDS):
@@ -142,13 +144,13 @@ class Memory(nn.Module):
                 beyond.masked_fill_(own[part, None] == owners[None, known], torch.inf)
                 least[part], found = beyond.min(dim=1)
                 nearest[part] = found + known.start
-            again = self._nats(least[: len(cells)], cells) < 0.5 * sample.square().sum(dim=1)
-            if not again.any():
+            explained = self._nats(least[: len(cells)], cells) < 0.5 * sample.square().sum(dim=1)
+            if not explained.any():
                 return
-            squares = (sample - latents[nearest[: len(cells)]])[again].square()
+            squares = (sample - latents[nearest[: len(cells)]])[explained].double().square()
             count = len(squares)
             variance = (squares.sum(dim=0) + _WIDTH_PRIOR * squares.mean()) / (count + _WIDTH_PRIOR)
-            self.width = variance.clamp_min(_LEAST_VARIANCE).sqrt()
+            self.width = variance.clamp_min(_LEAST_VARIANCE).sqrt().float()
             self._prepare()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
