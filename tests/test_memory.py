@@ -122,18 +122,16 @@ def test_the_width_is_that_of_a_plain_search(
     torch.testing.assert_close(memory.width, plain_width(latents, places, owners, reach, step))
 
 
-def test_versions_of_an_image_are_not_other_images() -> None:
-    config = FlowConfig(blocks=1, subnet="pointwise", hidden=4, dropout=0.0, memory=0.5)
+@pytest.mark.parametrize(("owner", "width"), [(8, 0.5), (0, 1.0)])
+def test_versions_and_tiles_of_an_image_are_not_other_images(owner: int, width: float) -> None:
+    config = FlowConfig(blocks=1, subnet="pointwise", hidden=4, dropout=0.0, memory=0.2)
+    flow = Flow(C, config, 0).eval()
+    assert flow.memory is not None
     maps = np.random.default_rng(0).standard_normal((9, C, SIDE, SIDE)).astype(np.float16)
-    alone, copied = Flow(C, config, 0).eval(), Flow(C, config, 0).eval()
-    assert alone.memory is not None
-    assert copied.memory is not None
-    remember(alone, [maps[:1], maps[:1]], torch.device("cpu"))
-    assert torch.equal(alone.memory.width, torch.ones(C))
-    maps[1:8] *= 0.01  # far below the threshold; the last image, in a batch of its own, is the first one again
+    maps[1:8] *= 0.01  # below the threshold; the last map, in a batch of its own, is the first one again
     maps[8] = maps[0]
-    remember(copied, [maps], torch.device("cpu"))
-    assert torch.equal(copied.memory.width, torch.full((C,), 0.5))
+    remember(flow, [maps, maps], np.array([*range(8), owner]), torch.device("cpu"))
+    assert torch.equal(flow.memory.width, torch.full((C,), width))
 
 
 def test_nothing_to_remember_leaves_an_empty_memory() -> None:
@@ -198,7 +196,7 @@ def test_the_least_likely_share_of_the_training_cells_is_remembered() -> None:
     with torch.no_grad():
         z, log_det = flow(torch.from_numpy(maps.astype(np.float32)))
         nll = location_scores(z, log_det, "nll")
-    remember(flow, [maps], torch.device("cpu"))
+    remember(flow, [maps], np.arange(len(maps)), torch.device("cpu"))
     assert len(flow.memory.latents) == pytest.approx(0.1 * nll.numel(), abs=1)
     lowered = flow.memory(z, log_det, nll)
     above = nll > flow.memory.threshold
@@ -211,7 +209,7 @@ def test_of_more_images_a_smaller_share_is_remembered(images: int) -> None:
     flow = Flow(C, config, 0).eval()
     assert flow.memory is not None
     maps = np.random.default_rng(0).standard_normal((images, C, SIDE, SIDE)).astype(np.float16)
-    remember(flow, [maps, maps[:, :, ::-1]], torch.device("cpu"))
+    remember(flow, [maps, maps[:, :, ::-1]], np.arange(images), torch.device("cpu"))
     assert len(flow.memory.latents) == pytest.approx(50, abs=2)
 
 

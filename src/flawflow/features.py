@@ -50,10 +50,15 @@ def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
 
 
 class ImageSource:
-    """Image files by index, decoded and resized on demand; the latest ``keep`` stay in memory."""
+    """Image files by index, decoded and resized on demand; the latest ``keep`` stay in memory.
+
+    Attributes:
+        owners: for each index the file that it comes from, ascending.
+    """
 
     def __init__(self, paths: Sequence[Path], size: int, keep: int = 512) -> None:
         self.paths = tuple(paths)
+        self.owners = np.arange(len(self.paths))
         self.size = size
         self._keep = keep
         self._cache: OrderedDict[int, Image] = OrderedDict()

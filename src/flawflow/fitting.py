@@ -147,7 +147,7 @@ def fit(
             run_key=_run_key(recipe, backbone, provenance),
             progress=say is not None,
         )
-        remember(flow, data.normal, target)
+        remember(flow, data.normal, sources[0].owners, target)
         limit = level_limit(flow, data, sources[0], recipe, target)
         good = whole_images(sources[1])
         calibration = replace(calibrate(backbone, flow, recipe, good, target, limit), budget=budget or Budget())
@@ -286,8 +286,11 @@ def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
 
 
 @torch.inference_mode()
-def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.device) -> None:
-    """Fill the flow's memory, where it has one, with the least likely cells of the training images."""
+def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], owners: NDArray[np.intp], device: torch.device) -> None:
+    """Fill the flow's memory, where it has one, with the least likely cells of the training images.
+
+    ``owners`` (N,) tells which image each of the maps (N, C, h, w) of a version is, or is a tile of.
+    """
     if flow.memory is None:
         return
 
@@ -301,15 +304,16 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], device: torch.devi
     share = min(flow.config.memory, flow.config.memory_most / cells)
     rank = max(1, round((1 - share) * sample.numel()))
     threshold = float(sample.kthvalue(rank).values)
-    latents, places, owners = [], [], []
+    latents, places, known = [], [], []
+    whose = torch.from_numpy(owners).to(device)
     for one in maps:
         for start in range(0, len(one), 8):
             z, nll = scored(one[start : start + 8])
             image, row, column = (nll > threshold).nonzero(as_tuple=True)
             latents.append(z[image, :, row, column].half())
             places.append(torch.stack([row, column], dim=1))
-            owners.append(image + start)  # the same in all versions
-    flow.memory.fit(torch.cat(latents), torch.cat(places), torch.cat(owners), threshold)
+            known.append(whose[image + start])
+    flow.memory.fit(torch.cat(latents), torch.cat(places), torch.cat(known), threshold)
 
 
 def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:

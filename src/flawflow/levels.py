@@ -8,7 +8,6 @@ from flawflow.features import FeatureSet, ImageSource
 from flawflow.flow import Flow
 from flawflow.recipe import Recipe, ScoringConfig
 from flawflow.scoring import image_levels, location_scores, smooth
-from flawflow.sources import TileSource
 
 
 @torch.inference_mode()
@@ -45,5 +44,4 @@ def level_limit(
     """
     if not recipe.scoring.level:
         return None
-    owners = source.owners if isinstance(source, TileSource) else None
-    return highest_level(flow, data.normal[0], recipe.scoring, device, owners)
+    return highest_level(flow, data.normal[0], recipe.scoring, device, source.owners)

@@ -39,9 +39,6 @@ class TileSource(ImageSource):
 
     Large images are decoded once, in order, at the first access; random access then reads a temporary file without a
     name, which is gone when the source is.
-
-    Attributes:
-        owners: for each tile the index of its file.
     """
 
     def __init__(self, paths: Sequence[Path], size: int, tiling: TilingConfig, pitch: int, seed: int) -> None:
