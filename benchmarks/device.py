@@ -50,7 +50,7 @@ def rate(detector: Detector, images: list[Any], count: int) -> float:
     seconds = []
     for _ in range(12):
         began = time.perf_counter()
-        detector.score_maps(batch)
+        detector.scorer(batch)
         seconds.append(time.perf_counter() - began)
     return count / float(np.median(seconds[2:]))
 

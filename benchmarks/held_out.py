@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from flawflow.datasets import open_folder
@@ -24,7 +23,7 @@ from flawflow.metrics import auroc, pixel_metrics
 from flawflow.recipe import named_recipe
 from flawflow.synthesis import draw_synthetic
 from flawflow.synthesis.object_mask import object_mask
-from flawflow.types import Image, Mask
+from flawflow.types import AnomalyMap, Image, Mask
 
 Field = NDArray[np.float32]
 Drawn = tuple[Field, Field]
@@ -138,8 +137,9 @@ def twin(images: list[Image], number: int, kind: str, detector: Detector) -> tup
     return None
 
 
-def score(detector: Detector, images: list[Image]) -> torch.Tensor:
-    return torch.cat([detector.score_maps(images[i : i + 8]) for i in range(0, len(images), 8)])
+def score(detector: Detector, images: list[Image]) -> tuple[list[float], list[AnomalyMap]]:
+    found = [one for i in range(0, len(images), 8) for one in detector.scorer(images[i : i + 8])]
+    return [one for one, _ in found], [one for _, one in found]
 
 
 def main() -> None:
@@ -155,18 +155,18 @@ def main() -> None:
     detector = fit(category, recipe, weights=options.weights, seed=options.seed, say=print)
     held = split(category, recipe, None, options.seed)[1]
     images = [resize_image(read_image(sample.path), recipe.size) for sample in held]
-    normal = score(detector, images)
+    scores, maps = score(detector, images)
     rows = []
     for kind in KINDS:
         defective, masks = twins(images, kind, detector)
         if len(defective) < len(images) / 2:
             print(f"{kind:<9} left out: {len(defective)} of {len(images)} images could be given it")
             continue
-        maps = torch.cat([normal, score(detector, defective)])
-        labels = np.repeat([False, True], [len(normal), len(defective)])
-        image_auroc = auroc(detector.image_scores(maps).numpy(), labels)
-        outlines = np.concatenate([np.zeros((len(normal), *masks.shape[1:]), np.bool_), masks])
-        pixels = pixel_metrics(maps.numpy(), outlines)
+        bad_scores, bad_maps = score(detector, defective)
+        labels = np.repeat([False, True], [len(maps), len(defective)])
+        image_auroc = auroc(np.array(scores + bad_scores), labels)
+        outlines = np.concatenate([np.zeros((len(maps), *masks.shape[1:]), np.bool_), masks])
+        pixels = pixel_metrics(np.stack(maps + bad_maps), outlines)
         rows.append((image_auroc, pixels["pixel_auroc"] or 0.0, pixels["aupro"] or 0.0))
         print(f"{kind:<9}", *(f"{value:.4f}" for value in rows[-1]), flush=True)
     print("mean     ", *(f"{value:.4f}" for value in np.mean(rows, 0)))

@@ -1,6 +1,5 @@
 """Laws of choosing a recipe: the rule is followed, and the detector is the one that its recipe alone gives."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from flawflow import StoreOptions, choosing, fit, fit_best
 from flawflow.backbones import EMBEDDED, BackboneSpec
+from flawflow.branch import look
 from flawflow.choosing import TRIED, Verdict, checkpoints, judge
 from flawflow.cli import main
 from flawflow.datasets import open_folder
@@ -20,7 +20,7 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.errors import OptionError
 from flawflow.fitting import split
 from flawflow.recipe import Recipe, candidates, named_recipe
-from flawflow.types import Category, Image
+from flawflow.types import Category
 
 SMALL = named_recipe("filters").change({"size": "64", "training.epochs": "1", "holdout": "0.3"})
 BLIND = replace(SMALL, name="blind", backbone=BackboneSpec("filters", (0,)))
@@ -80,14 +80,14 @@ def test_a_detector_that_sees_better_is_judged_better(product: Path) -> None:
     seeing = judge(detector, held, 0)
     assert judge(detector, held, 0) == seeing and seeing.image_auroc and seeing.error > 0
     noise = torch.Generator().manual_seed(0)
-    real = detector.score_maps
+    real = look
 
-    def noisy(images: Sequence[Image]) -> torch.Tensor:
-        maps = real(images)
+    def noisy(*given: Any) -> torch.Tensor:
+        maps = real(*given)
         return maps + 100 * maps.std() * torch.randn(maps.shape, generator=noise)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(detector, "score_maps", noisy)
+        patch.setattr("flawflow.detector.look", noisy)
         assert judge(detector, held, 0).quality < seeing.quality
 
 
@@ -111,7 +111,8 @@ def test_what_cannot_be_chosen_from_is_refused(product: Path) -> None:
 
 def test_without_weights_it_chooses_among_what_comes_with_the_package() -> None:
     assert all(recipe.backbone.name in EMBEDDED for recipe in candidates())
-    assert [one for one in candidates(brought=True) if one.backbone.name not in EMBEDDED] == [named_recipe("deit")]
+    brought = [one for one in candidates(brought=True) if one.backbone.name not in EMBEDDED]
+    assert brought == [named_recipe("pair"), named_recipe("deit")]
 
 
 def test_each_trial_has_a_checkpoint_of_its_own() -> None:

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from flawflow import __version__
 from flawflow.backbones import BackboneSpec, build_backbone
+from flawflow.branch import Branch, look
 from flawflow.calibration import Budget, decide
-from flawflow.detector import Calibration, Detector, calibrate, resolve_device, score_images
+from flawflow.detector import Calibration, Detector, calibrate, resolve_device
 from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputError, WeightsError
 from flawflow.flow import Flow, FlowConfig
 from flawflow.recipe import Recipe, ScoringConfig
+from flawflow.roi import Roi
+from flawflow.scoring import image_scores
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -34,10 +37,11 @@ PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_
 
 
 def make_detector(recipe: Recipe = RECIPE, weights: Path | None = None, **more: Any) -> Detector:
-    backbone = build_backbone(recipe.backbone, recipe.size, weights)
-    flow = Flow(backbone.channels, recipe.flow, 5, backbone.grid)
-    calibration = Calibration((0.25, 1 / 3, 1e6), (0.5, 2 / 3, 2e6), -0.1, 2e5, 0.7, Budget(0.3, None))
-    return Detector(recipe, backbone, flow, calibration, PROVENANCE, **more)
+    backbones = [build_backbone(one, recipe.size, recipe.weights_of(one, weights)) for one in recipe.backbones]
+    branches = [Branch(one, Flow(one.channels, recipe.flow, 5, one.grid)) for one in backbones]
+    limits = (0.7, 0.9)[: len(branches)]
+    calibration = Calibration((0.25, 1 / 3, 1e6), (0.5, 2 / 3, 2e6), -0.1, 2e5, limits, Budget(0.3, None))
+    return Detector(recipe, branches, calibration, PROVENANCE, **more)
 
 
 def pictures(count: int, side: int = 64, seed: int = 0) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -94,11 +98,11 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "4"
+    assert header["format"] == "flawflow detector" and header["version"] == "5"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
-    assert len(json.loads(header["backbone"])["sha256"]) == 64
+    assert len(json.loads(header["backbones"])[0]["sha256"]) == 64
     assert load_file(file).keys() == make_detector().flow.state_dict().keys()
     assert [p.name for p in file.parent.iterdir()] == [file.name]
     assert b"cpickle" not in file.read_bytes().lower()
@@ -112,8 +116,7 @@ def test_answers_have_the_promised_shapes_and_ranges(detector: Detector, tmp_pat
     assert by_array.anomaly_map.shape == (64, 64) and by_array.anomaly_map.dtype == np.float32
     highest = np.sort(by_array.anomaly_map.ravel())[-round(0.01 * 64 * 64) :]
     level = np.sort(by_array.anomaly_map.ravel())[round(0.8 * 64 * 64) - 1]
-    limit = detector.calibration.level_limit
-    assert limit is not None
+    [limit] = detector.calibration.level_limits
     assert by_array.score == pytest.approx(float(highest.mean() - min(level, limit)), rel=1e-5)
     assert 0 < by_array.p_value <= 1
     assert detector.inspect([]) == []
@@ -143,7 +146,7 @@ def test_p_values_are_conformal(normals: list[float], seed: int) -> None:
 
 def test_calibration_scores_good_images_as_inspection_does(detector: Detector) -> None:
     images = [image[:64, :64] for image in pictures(5)]
-    found = calibrate(detector.backbone, detector.flow, RECIPE, images, CPU, detector.calibration.level_limit)
+    found = calibrate(detector.branches, RECIPE, images, CPU, detector.calibration.level_limits)
     scores = sorted(detector.inspect(image)[0].score for image in images)
     assert list(found.image_scores) == scores
     assert list(found.map_peaks) == sorted(float(detector.inspect(image)[0].anomaly_map.max()) for image in images)
@@ -152,13 +155,68 @@ def test_calibration_scores_good_images_as_inspection_does(detector: Detector) -
 
 def test_shifted_views_of_a_flat_image_agree_with_the_plain_one(detector: Detector) -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
-    plain = score_images(detector.backbone, detector.flow, RECIPE, [flat], CPU)
+    plain = look(detector.branches, RECIPE, [flat], CPU)[:, 0]
     shifting = replace(RECIPE, scoring=replace(RECIPE.scoring, shift=4))
-    shifted = score_images(detector.backbone, detector.flow, shifting, [flat], CPU)
+    shifted = look(detector.branches, shifting, [flat], CPU)
     # Every view of a flat image is the same image; only the maps move, and 16 pixels inside they see no edge.
     rows = (torch.arange(64)[:, None] + torch.tensor([-4, 4])).clamp(0, 63)
-    expected = sum(plain[:, rows[:, i]][:, :, rows[:, i]] for i in (0, 1)) / 2
+    expected = torch.stack([plain[:, rows[:, i]][:, :, rows[:, i]] for i in (1, 0)], dim=1)
     assert torch.allclose(shifted, expected, rtol=1e-4, atol=1e-3)
+
+
+BESIDE = RECIPE.change({"beside": json.dumps({"name": "compact", "taps": [2]}), "scoring.shift": "3"})
+
+
+def test_two_branches_say_the_mean_of_what_each_says_alone() -> None:
+    both = make_detector(BESIDE)
+    alone = []
+    for number, branch in enumerate(both.branches):
+        one = make_detector(RECIPE.change({"scoring.shift": "3"}))
+        one.branches = (branch,)
+        one.calibration = replace(one.calibration, level_limits=both.calibration.level_limits[number : number + 1])
+        alone.append(one)
+    for image in pictures(3):
+        first, second = (one.inspect(image)[0] for one in alone)
+        found = both.inspect(image)[0]
+        assert first.score != second.score
+        assert found.score == pytest.approx((first.score + second.score) / 2, rel=1e-5)
+        np.testing.assert_allclose(found.anomaly_map, (first.anomaly_map + second.anomaly_map) / 2, rtol=1e-4)
+
+
+def test_each_view_is_scored_by_its_own_highest_places() -> None:
+    detector = make_detector(RECIPE.change({"scoring.shift": "3"}))
+    image = pictures(1)[0][:64, :64]
+    with torch.inference_mode():
+        looks = look(detector.branches, detector.recipe, [image], CPU)
+    assert looks.shape == (1, 2, 64, 64) and not torch.equal(looks[:, 0], looks[:, 1])
+    expected = image_scores(looks[0], 0.01, 0.8, detector.calibration.level_limits[0]).mean()
+    found = detector.inspect(image)[0]
+    assert found.score == pytest.approx(float(expected), rel=1e-5)
+    assert np.array_equal(found.anomaly_map, looks[0].mean(dim=0).numpy())
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+def test_two_branches_are_saved_and_loaded(bundle: bool, tmp_path: Path) -> None:
+    before = make_detector(BESIDE, bundle=bundle)
+    before.save(tmp_path / "part.flaw")
+    after = Detector.load(tmp_path / "part.flaw", device="cpu")
+    assert after.recipe == BESIDE and after.calibration == before.calibration and after.bundle == bundle
+    for one, other in zip(before.branches, after.branches, strict=True):
+        assert one.backbone.spec == other.backbone.spec and one.backbone.weights_hash == other.backbone.weights_hash
+        assert all(torch.equal(value, other.flow.state_dict()[name]) for name, value in one.flow.state_dict().items())
+    images = pictures(3)
+    assert [one.score for one in before.inspect(images)] == [one.score for one in after.inspect(images)]
+    after.save(tmp_path / "again.flaw")
+    assert (tmp_path / "again.flaw").read_bytes() == (tmp_path / "part.flaw").read_bytes()
+
+
+def test_regions_can_only_lower_the_score_of_several_looks() -> None:
+    both, mask = make_detector(BESIDE), np.zeros((64, 64), np.bool_)
+    mask[:, 20:] = True
+    image = pictures(1)[0][:64, :64]
+    whole, part = both.inspect(image)[0], both.inspect(image, roi=Roi(mask=mask))[0]
+    assert part.score < whole.score
+    assert np.isnan(part.anomaly_map[:, :20]).all() and not np.isnan(part.anomaly_map[:, 20:]).any()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -189,8 +247,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "3", "5", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 4"):
+    for version in ("1", "4", "6", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 5"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 
@@ -203,11 +261,15 @@ def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
         {"recipe": json.dumps({"speed": 1})},
         {"recipe": json.dumps(RECIPE.change({"flow.blocks": "3"}).to_dict())},
         {"recipe": json.dumps(RECIPE.change({"flow.hidden": "16"}).to_dict())},
-        {"backbone": None},
-        {"backbone": "{}"},
-        {"backbone": "3"},
-        {"backbone": json.dumps({"channels": 24})},
-        {"backbone": json.dumps({"channels": "24", "grid": [8, 8], "sha256": "", "weights_file": None})},
+        {"recipe": json.dumps(RECIPE.change({"beside": json.dumps({"name": "compact", "taps": [2]})}).to_dict())},
+        {"backbones": None},
+        {"backbones": "{}"},
+        {"backbones": "3"},
+        {"backbones": "[]"},
+        {"backbones": json.dumps([{"channels": 24}])},
+        {"backbones": json.dumps([{"channels": "24", "grid": [8, 8], "sha256": ""}])},
+        {"weights_file": None},
+        {"weights_file": "{"},
         {"calibration": "{}"},
         {"calibration": json.dumps({"image_scores": 3, "map_median": 0, "map_high": 0})},
         {"calibration": json.dumps({"image_scores": [], "map_median": 0, "map_high": 0, "more": 1})},
@@ -221,16 +283,17 @@ def test_contents_that_do_not_fit_together_are_an_error(file: Path, tmp_path: Pa
 
 
 def test_other_weights_are_an_error(file: Path, tmp_path: Path) -> None:
-    about = json.loads(header_of(file)["backbone"]) | {"sha256": "0" * 64}
+    [about] = json.loads(header_of(file)["backbones"])
+    about |= {"sha256": "0" * 64}
     with pytest.raises(WeightsError, match=r"filters are not those.*--weights"):
-        Detector.load(rewrite(file, tmp_path / "w.flaw", backbone=json.dumps(about)))
+        Detector.load(rewrite(file, tmp_path / "w.flaw", backbones=json.dumps([about])))
 
 
 def test_weights_that_have_gone_are_named(tmp_path: Path) -> None:
     recipe = RECIPE.change({"backbone.name": "resnet18", "backbone.taps": "[2]"}).to_dict()
     make_detector().save(tmp_path / "part.flaw")
-    about = {"channels": 24, "grid": [8, 8], "sha256": "0" * 64, "weights_file": str(tmp_path / "gone.safetensors")}
-    odd = rewrite(tmp_path / "part.flaw", tmp_path / "odd.flaw", recipe=json.dumps(recipe), backbone=json.dumps(about))
+    gone = json.dumps(str(tmp_path / "gone.safetensors"))
+    odd = rewrite(tmp_path / "part.flaw", tmp_path / "odd.flaw", recipe=json.dumps(recipe), weights_file=gone)
     with pytest.raises(WeightsError, match=r"gone\.safetensors.*--weights"):
         Detector.load(odd)
 

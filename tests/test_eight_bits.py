@@ -136,7 +136,7 @@ def test_the_backbone_alone_is_in_eight_bits_but_for_its_first_products(
         network = in_eight_bits(body, images, spared)
         whole = [one.name for one in network.graph.initializer if one.data_type == onnx.TensorProto.INT8 and one.dims]
         weights = [name for name in whole if "zero_point" not in name]
-        assert len(weights) == len(found) - spared and all(name.startswith("backbone.") for name in weights)
+        assert len(weights) == len(found) - spared and all(name.startswith("branches.0.backbone.") for name in weights)
         # What is spared reads its weights as they came.
         nodes = {node.name: node for node in network.graph.node}
         constants = {one.name for one in network.graph.initializer}

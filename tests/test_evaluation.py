@@ -109,7 +109,7 @@ def test_masks_of_another_size_are_brought_to_the_input_size(category: Category,
 
 def test_test_selected_numbers_are_labelled(detector: Detector, category: Category) -> None:
     told = dict(detector.provenance) | {"selected_on": "test images"}
-    peeking = Detector(detector.recipe, detector.backbone, detector.flow, detector.calibration, told)
+    peeking = Detector(detector.recipe, detector.branches, detector.calibration, told)
     assert evaluate(peeking, category).selected_on_test
 
 

@@ -93,15 +93,17 @@ def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:
     """A detector whose memory and calibration come from images, as a fit's do."""
     detector = make_detector(recipe, weights)
     images = [resize_image(one, recipe.size) for one in pictures(6, recipe.size, 5)]
-    if detector.flow.memory is not None:
+    for branch in detector.branches:
+        if branch.flow.memory is None:
+            continue
         with torch.no_grad():
-            z, log_det = detector.flow(detector.backbone(torch.from_numpy(np.stack(images))))
+            z, log_det = branch(torch.from_numpy(np.stack(images)))
         nll = 0.5 * z.square().sum(dim=1) - log_det
         threshold = float(nll.quantile(0.9))
         image, row, column = (nll > threshold).nonzero(as_tuple=True)
-        detector.flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
-    limit = 1e3 if recipe.scoring.level else None
-    known = calibrate(detector.backbone, detector.flow, recipe, images, torch.device("cpu"), limit)
+        branch.flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
+    limits = (1e3, 2e3)[: len(detector.branches)] if recipe.scoring.level else ()
+    known = calibrate(detector.branches, recipe, images, torch.device("cpu"), limits)
     detector.calibration = replace(known, budget=Budget(0.3, None))
     return detector
 
@@ -202,7 +204,12 @@ RESNET = replace(SMALL, backbone=BackboneSpec("resnet18", (1, 2), stride=16, smo
 EMBEDDED = replace(SMALL, backbone=BackboneSpec("compact", (3,)), flow=replace(WITH_MEMORY, places=True))
 
 
-@pytest.mark.parametrize("recipe", [PAPER, EMBEDDED, DEIT, RESNET], ids=["paper", "embedded", "deit", "resnet"])
+PAIR = replace(DEIT, beside=BackboneSpec("compact", (2,)))
+
+
+@pytest.mark.parametrize(
+    "recipe", [PAPER, EMBEDDED, DEIT, RESNET, PAIR], ids=["paper", "embedded", "deit", "resnet", "pair"]
+)
 def test_every_backbone_and_the_papers_flow(recipe: Recipe, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     name, weights = recipe.backbone.name, None
     if name not in ("filters", "compact"):
@@ -329,8 +336,8 @@ def test_drift_is_seen_in_scores_verdicts_and_numbers(exports: dict[str, Path], 
 def test_attention_over_as_many_places_as_heads(size: int, window: int | None, tmp_path: Path) -> None:
     spec = BackboneSpec("compact", (3,), window=window)
     detector = make_detector(Recipe("small", size, spec, FlowConfig(blocks=1, subnet="local", hidden=8, whiten=True)))
-    known = calibrate(detector.backbone, detector.flow, detector.recipe, pictures(4, size), torch.device("cpu"))
-    detector = Detector(detector.recipe, detector.backbone, detector.flow, known, detector.provenance)
+    known = calibrate(detector.branches, detector.recipe, pictures(4, size), torch.device("cpu"))
+    detector = Detector(detector.recipe, detector.branches, known, detector.provenance)
     detector.save(tmp_path / "part.flaw")
     for kind, name in (("onnx", "part.onnx"), ("openvino", "part.xml")):
         export_detector(detector, tmp_path / "part.flaw", tmp_path / name, kind, None, silent)

@@ -102,7 +102,7 @@ def test_provenance_tells_where_a_detector_comes_from(product: Path) -> None:
 
 
 def test_no_level_counts_as_higher_than_a_training_images(product: Path) -> None:
-    assert small_fit(product).calibration.level_limit is None
+    assert small_fit(product).calibration.level_limits == ()
     recipe = RECIPE.change({"scoring.level": "0.7", "synthesis.sharpness": "0"})
     detector = small_fit(product, recipe)
     learn, _ = split(open_folder(product, 0), recipe, None, 0)
@@ -111,7 +111,8 @@ def test_no_level_counts_as_higher_than_a_training_images(product: Path) -> None
         z, log_det = detector.flow(detector.backbone(images))
     cells = np.sort((0.5 * z.square().sum(dim=1) - log_det).flatten(1).numpy(), axis=1)
     highest = cells[:, round(0.7 * cells.shape[1]) - 1].max()
-    assert detector.calibration.level_limit == pytest.approx(highest, rel=0.01)  # features are kept in half precision
+    [limit] = detector.calibration.level_limits
+    assert limit == pytest.approx(highest, rel=0.01)  # features are kept in half precision
 
 
 def test_choosing_on_test_images_is_labelled(product: Path) -> None:
@@ -141,7 +142,8 @@ t.torch.set_num_threads(1)
 def work(place):
     store = t.StoreOptions(place / "store")
     checkpoint = place / "run.ckpt"
-    t.small_fit(Path({product!r}), seed=1, store=store, checkpoint=checkpoint).save(place / "part.flaw")
+    recipe = t.RECIPE.change({changes!r})
+    t.small_fit(Path({product!r}), recipe, seed=1, store=store, checkpoint=checkpoint).save(place / "part.flaw")
 
 def forked(place, patience):
     child = os.fork()
@@ -174,14 +176,49 @@ print(kills)
 """
 
 
-def test_a_fit_killed_again_and_again_ends_with_the_same_file(product: Path, tmp_path: Path) -> None:
+BESIDE = {"beside": json.dumps({"name": "filters", "taps": [2]}), "scoring.shift": "2"}
+
+
+@pytest.mark.parametrize("changes", [{}, BESIDE], ids=["one branch", "two"])
+def test_a_fit_killed_again_and_again_ends_with_the_same_file(
+    product: Path, changes: dict[str, str], tmp_path: Path
+) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    script = KILLS.format(tests=str(Path(__file__).parent), root=str(tmp_path), product=str(product))
+    script = KILLS.format(tests=str(Path(__file__).parent), root=str(tmp_path), product=str(product), changes=changes)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 1
     assert contents(tmp_path / "whole" / "part.flaw") == contents(tmp_path / "killed" / "part.flaw")
+
+
+@pytest.mark.parametrize("tile", [0, 48])
+def test_each_branch_is_the_one_that_its_network_gives_alone(product: Path, tile: int) -> None:
+    shared = {"scoring.shift": "2", "scoring.level": "0.5", "tiling.side": str(tile)}
+    first = small_fit(product, RECIPE.change(shared))
+    second = small_fit(product, RECIPE.change(shared | {"backbone.taps": "[2]"}))
+    both = small_fit(product, RECIPE.change(shared | BESIDE))
+    for alone, branch in zip((first, second), both.branches, strict=True):
+        expected = alone.flow.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in branch.flow.state_dict().items())
+    assert both.calibration.level_limits == first.calibration.level_limits + second.calibration.level_limits
+    assert both.provenance["history"] == first.provenance["history"]
+    assert both.provenance["history_beside"] == second.provenance["history"]
+    image = read_image(next((product / "train" / "good").glob("*.png")))
+    scores = [one.inspect(image)[0].score for one in (first, second, both)]
+    assert scores[2] == pytest.approx((scores[0] + scores[1]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("beside", "match"),
+    [
+        ({"name": "filters", "taps": [1, 2, 3]}, "one network with the same taps"),
+        ({"name": "resnet18", "taps": [2]}, "expected filters with other taps, or one of compact"),
+    ],
+)
+def test_a_second_network_that_adds_nothing_or_needs_weights_is_refused(beside: dict[str, Any], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        RECIPE.change({"beside": json.dumps(beside)})
 
 
 @pytest.fixture(scope="module")

@@ -93,8 +93,8 @@ def test_a_defect_is_not_thinned_out_by_a_larger_image(tiled: Path) -> None:
     small = generator.random((1, cells, cells), np.float32)
     large = np.zeros((1, 5 * cells, 7 * cells), np.float32)
     large[:, 3:][:, :cells, :cells] = small
-    score = float(detector.image_scores(torch.from_numpy(small)))
-    assert float(detector.image_scores(torch.from_numpy(large))) == pytest.approx(score)
+    score = float(detector.scorer.image_scores(torch.from_numpy(small)[None]))
+    assert float(detector.scorer.image_scores(torch.from_numpy(large)[None])) == pytest.approx(score)
     highest = np.sort(small.ravel())[-round(0.05 * cells**2) :]
     assert score == pytest.approx(float(highest.mean()), rel=1e-5)
 

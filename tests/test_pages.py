@@ -68,7 +68,7 @@ def fit_page(detector: Detector, twins: tuple[Twin, ...], tmp_path_factory: pyte
 
 def peeking(detector: Detector) -> Detector:
     told = detector.provenance | {"selected_on": "test images"}
-    return Detector(detector.recipe, detector.backbone, detector.flow, detector.calibration, told)
+    return Detector(detector.recipe, detector.branches, detector.calibration, told)
 
 
 def read(file: Path) -> str:

@@ -84,7 +84,7 @@ def test_images_added_later_score_as_inspection_scores_them(anew: bool, detector
     assert after.image_scores == tuple(sorted([*kept[0], *(score for score, _ in found)]))
     assert after.map_peaks == tuple(sorted([*kept[1], *(peak for _, peak in found)]))
     assert (done.added, done.learned, done.counted) == (len(found), 0, 0)
-    assert after.budget == before.budget and after.level_limit == before.level_limit
+    assert after.budget == before.budget and after.level_limits == before.level_limits
     assert (after.map_high == before.map_high) == (not anew)
     # The detector that was given is left as it was, and both see the same maps.
     assert detector.calibration == before

@@ -43,7 +43,7 @@ def test_default_fits_two_cores() -> None:
 
 
 def test_an_unknown_recipe_is_named() -> None:
-    with pytest.raises(OptionError, match=r"unknown recipe 'quick'.*default, fast, deit, paper"):
+    with pytest.raises(OptionError, match=r"unknown recipe 'quick'.*default, fast, deit, pair, paper"):
         named_recipe("quick")
 
 

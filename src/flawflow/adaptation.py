@@ -78,7 +78,7 @@ def adapt(
     check_tiling(detector, tiling)
     recipe = detector.recipe if tiling is None else replace(detector.recipe, tiling=tiling)
     known = detector.calibration
-    found = calibrate(detector.backbone, detector.flow, recipe, good, detector.device, known.level_limit, roi)
+    found = calibrate(detector.branches, recipe, good, detector.device, known.level_limits, roi)
     changed = copy.copy(detector)
     changed.recipe, changed.calibration = recipe, replace(found, budget=known.budget)
     return changed

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from flawflow.backbones import EMBEDDED
 from flawflow.calibration import Budget
@@ -165,7 +164,8 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
         epoch = kept_epoch([Epoch(**entry) for entry in detector.provenance["history"]])
         return Verdict(epoch.image_auroc, epoch.pixel_auroc, epoch.error)
     source = ImageSource(held_out, detector.recipe.size)
-    good = detector.score_maps([source(index) for index in range(len(source))])
+    scorer = detector.scorer
+    good = scorer([source(index) for index in range(len(source))])
     rows: list[tuple[float, float]] = []
     for kind in KINDS:
         synthesis = replace(detector.recipe.synthesis, method=kind, sharpness=0.0)
@@ -177,13 +177,14 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
         twins = [(one.defective, one.mask) for one in drawn if one is not None and one.mask.any()]
         if not twins:
             continue
-        maps = torch.cat([good, detector.score_maps([image for image, _ in twins])])
+        scored = good + scorer([image for image, _ in twins])
         labels = np.repeat([False, True], [len(good), len(twins)])
-        outlines = np.zeros((len(maps), *maps.shape[1:]), np.bool_)
+        scores, maps = np.array([score for score, _ in scored]), np.stack([found for _, found in scored])
+        outlines = np.zeros(maps.shape, np.bool_)
         outlines[len(good) :] = [mask for _, mask in twins]
-        thinned = maps[:, ::_STEP, ::_STEP].numpy().ravel(), outlines[:, ::_STEP, ::_STEP].ravel()
+        thinned = maps[:, ::_STEP, ::_STEP].ravel(), outlines[:, ::_STEP, ::_STEP].ravel()
         if thinned[1].any():
-            rows.append((auroc(detector.image_scores(maps).numpy(), labels), auroc(*thinned)))
+            rows.append((auroc(scores, labels), auroc(*thinned)))
     if not rows:
         return Verdict(None, None, 0.0)
     image, pixel = np.mean(rows, axis=0).tolist()
@@ -197,4 +198,4 @@ def checkpoints(file: Path, count: int) -> list[Path]:
 
 def describe(recipe: Recipe) -> str:
     """A recipe in a few words."""
-    return f"{recipe.name} ({recipe.backbone.name}, {recipe.size} px)"
+    return f"{recipe.name} ({recipe.networks}, {recipe.size} px)"

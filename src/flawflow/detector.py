@@ -1,7 +1,7 @@
 """The detector: backbone, flow and the scores of held-out good parts, in one file; it inspects images."""
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -15,26 +15,25 @@ from torch import Tensor
 from flawflow.ahead import ahead
 from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import COMPACT, Backbone, PackedBackbone, build_backbone, unpack_backbone
+from flawflow.branch import Branch, look
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
 from flawflow.exported import SUFFIXES
-from flawflow.features import shifted, views
 from flawflow.flow import Flow
 from flawflow.images import resize_image
 from flawflow.inspection import Calibration, Inspection
 from flawflow.recipe import Recipe
 from flawflow.reference import Reference
-from flawflow.replay import Network, Replayed
 from flawflow.roi import Roi
 from flawflow.scorer import Scorer
-from flawflow.scoring import enlarge, location_scores, smooth
 from flawflow.types import AnomalyMap, Image
-from flawflow.workers import at_once
 
-__all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device", "score_images"]
+__all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device"]
 
 _GROUP = 8  # images at once, and as many read meanwhile
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
+_BESIDE = "beside:"  # before the names of the second branch's tensors
+_PREFIXES = ("", _BESIDE)
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -52,8 +51,7 @@ class Detector:
 
     Args:
         recipe: every choice of the fit.
-        backbone: the frozen network.
-        flow: the trained flow.
+        branches: the frozen network and its flow, or two of them.
         calibration: scores of held-out good images; None until they have been scored.
         provenance: where it comes from, JSON values.
         weights_file: the file that the backbone's weights came from, if any; tried again when the detector is loaded.
@@ -64,8 +62,7 @@ class Detector:
     def __init__(
         self,
         recipe: Recipe,
-        backbone: Backbone,
-        flow: Flow,
+        branches: Sequence[Branch],
         calibration: Calibration,
         provenance: Mapping[str, Any],
         weights_file: Path | None = None,
@@ -73,14 +70,22 @@ class Detector:
         reference: Reference | None = None,
     ) -> None:
         self.recipe = recipe
-        self.backbone = backbone.eval()
-        self.flow = flow.eval()
+        self.branches = tuple(branches)
         self.calibration = calibration
         self.provenance = dict(provenance)
         self.weights_file = weights_file
         self.bundle = bundle
         self.reference = reference
-        self._replayed = _replayed(self.backbone, self.flow)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The first branch's network, which the recipe names."""
+        return self.branches[0].backbone
+
+    @property
+    def flow(self) -> Flow:
+        """The first branch's flow."""
+        return self.branches[0].flow
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +103,11 @@ class Detector:
     @property
     def scorer(self) -> Scorer:
         """How an image of any size is scored: resized whole, or in tiles."""
-        return Scorer(self.recipe, self.backbone.grid, self.calibration.level_limit, self.score_maps)
+
+        def network(images: Sequence[Image]) -> Tensor:
+            return look(self.branches, self.recipe, images, self.device)
+
+        return Scorer(self.recipe, self.backbone.grid, self.calibration.level_limits, network)
 
     def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
         """Height and width of a cell of the map, in pixels of an image of (height, width)."""
@@ -137,39 +146,33 @@ class Detector:
         line = self.decision(budget).threshold
         return [Inspection(score, p_value(score, normals), score > line, one) for score, one in scored]
 
-    def score_maps(self, images: Sequence[Image]) -> Tensor:
-        """Anomaly maps (B, size, size), float32 on the CPU, of images that already have the input size."""
-        return score_images(self.backbone, self.flow, self.recipe, images, self.device, network=self._replayed)
-
-    def image_scores(self, maps: Tensor) -> Tensor:
-        """Image scores (B,) of anomaly maps (B, size, size), in the units of the map; higher = more anomalous."""
-        return self.scorer.image_scores(maps)
-
     def save(self, path: Path) -> None:
         """Write the detector to one file, whole or not at all. Raises OutputError where that cannot be done.
 
         A bundle that cannot carry its backbone raises OptionError.
         """
-        packed = self.backbone.pack() if self.bundle else None
+        backbones = [branch.backbone for branch in self.branches]
         header = {
             "recipe": json.dumps(self.recipe.to_dict()),
-            "backbone": json.dumps(
-                {
-                    "sha256": self.backbone.weights_hash,
-                    "channels": self.backbone.channels,
-                    "grid": self.backbone.grid,
-                    "weights_file": str(self.weights_file.resolve()) if self.weights_file else None,
-                }
+            "backbones": json.dumps(
+                [{"sha256": one.weights_hash, "channels": one.channels, "grid": one.grid} for one in backbones]
             ),
+            "weights_file": json.dumps(str(self.weights_file.resolve()) if self.weights_file else None),
             "calibration": json.dumps(asdict(self.calibration)),
             "provenance": json.dumps(self.provenance),
         }
         if self.reference is not None:
             header["reference"] = json.dumps(self.reference.to_dict())
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.flow.state_dict().items()}
-        if packed is not None:
-            header["bundle"] = json.dumps({"graph": packed.graph, "norm": packed.norm})
-            tensors |= {_BUNDLED + name: value for name, value in packed.tensors.items()}
+        tensors: dict[str, Tensor] = {}
+        for prefix, branch in zip(_PREFIXES, self.branches, strict=False):
+            tensors |= {
+                prefix + name: one.detach().cpu().contiguous() for name, one in branch.flow.state_dict().items()
+            }
+        if self.bundle:
+            packed = [one.pack() for one in backbones]
+            header["bundle"] = json.dumps([{"graph": one.graph, "norm": one.norm} for one in packed])
+            for prefix, carried in zip(_PREFIXES, packed, strict=False):
+                tensors |= {prefix + _BUNDLED + name: value for name, value in carried.tensors.items()}
         write_artefact(path, tensors, header)
 
     @staticmethod
@@ -192,14 +195,19 @@ class Detector:
         header, tensors = read_artefact(path)
         try:
             recipe = Recipe.from_dict(json.loads(header["recipe"]))
-            about = json.loads(header["backbone"])
+            about = json.loads(header["backbones"])
             calibration = json.loads(header["calibration"])
             provenance = dict(json.loads(header["provenance"]))
-            sha256, weights_file = about["sha256"], about["weights_file"]
-            flow = Flow(about["channels"], recipe.flow, 0, tuple(about["grid"]))
-            flow.load_state_dict({name: one for name, one in tensors.items() if not name.startswith(_BUNDLED)})
+            weights_file = json.loads(header["weights_file"])
+            if len(about) != len(recipe.backbones):
+                raise ValueError(f"{len(about)} networks where the recipe names {len(recipe.backbones)}")
+            parts = [_part(tensors, number) for number in range(len(about))]
+            flows = [Flow(one["channels"], recipe.flow, 0, tuple(one["grid"])) for one in about]
+            for flow, part in zip(flows, parts, strict=True):
+                flow.load_state_dict({name: one for name, one in part.items() if not name.startswith(_BUNDLED)})
+            hashes = [one["sha256"] for one in about]
             known = Calibration.from_dict(calibration)
-            packed = _packed(header, tensors)
+            packed = _packed(header, parts)
             reference = Reference.from_dict(json.loads(header["reference"])) if "reference" in header else None
         except (KeyError, TypeError, ValueError, RuntimeError) as cause:
             raise DetectorFileError(
@@ -207,92 +215,50 @@ class Detector:
                 "fit the detector again"
             ) from cause
         file = weights
-        if packed is not None and weights is None:
-            backbone = unpack_backbone(recipe.backbone, recipe.size, packed)
-        else:
-            file = weights or _remembered(weights_file, recipe.backbone.name)
-            backbone = build_backbone(recipe.backbone, recipe.size, file)
-        if backbone.weights_hash != sha256 and recipe.backbone.name == COMPACT and file is None:
-            raise WeightsError(
-                f"{path} was fitted with the embedded network of another version, which this one does not have: "
-                "fit the detector again"
-            )
-        if backbone.weights_hash != sha256:
-            raise WeightsError(
-                f"the weights of {recipe.backbone.name} are not those that {path} was fitted with (sha256 "
-                f"{backbone.weights_hash[:12]}… came, {sha256[:12]}… was expected): name the right file "
-                "with --weights"
-            )
+        if weights is None and packed is None and weights_file is not None:
+            file = _remembered(weights_file, recipe.backbone.name)
         target = resolve_device(device)
-        bundle = packed is not None
-        return Detector(recipe, backbone.to(target), flow.to(target), known, provenance, file, bundle, reference)
+        branches = []
+        for number, (spec, flow, sha256) in enumerate(zip(recipe.backbones, flows, hashes, strict=True)):
+            brought = recipe.weights_of(spec, file)
+            if packed is not None and weights is None:
+                backbone = unpack_backbone(spec, recipe.size, packed[number])
+            else:
+                backbone = build_backbone(spec, recipe.size, brought)
+            _require_weights(path, backbone, sha256, brought)
+            branches.append(Branch(backbone.to(target), flow.to(target)))
+        return Detector(recipe, branches, known, provenance, file, packed is not None, reference)
 
 
-def _replayed(backbone: Backbone, flow: Flow) -> Replayed:
-    def latents(images: Tensor) -> tuple[Tensor, ...]:
-        z, log_det = flow(backbone(images))
-        return z, log_det
-
-    def state() -> Hashable:
-        made_of = flow.state()
-        return None if made_of is None else (made_of, backbone.mean.data_ptr())
-
-    return Replayed(latents, state)
-
-
-@torch.inference_mode()
-def score_images(
-    backbone: Backbone,
-    flow: Flow,
-    recipe: Recipe,
-    images: Sequence[Image],
-    device: torch.device,
-    latents: list[Tensor] | None = None,
-    network: Network | None = None,
-) -> Tensor:
-    """Anomaly maps (B, size, size), float32 on the CPU: the mean over the recipe's views of the images.
-
-    A view is the image shifted, with the edge repeated; its map is shifted back. The latents z (B, C, h, w) of each
-    view are added to ``latents``, where given, which is for one image alone. ``network`` takes the place of backbone
-    and flow, where given.
-
-    On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one
-    product are, and products of another shape round differently, where what an image scores must not depend on those
-    that are inspected with it.
-    """
-    if device.type == "cpu" and len(images) > 1:
-        return torch.cat(at_once(lambda one: score_images(backbone, flow, recipe, [one], device), images))
-    batch = torch.from_numpy(np.stack(images)).to(device)
-    seen = views(recipe.scoring.shift)
-    total = torch.zeros(len(images), recipe.size, recipe.size, device=device)
-    for dy, dx in seen:
-        seen_so = shifted(batch, dy, dx)
-        z, log_det = flow(backbone(seen_so)) if network is None else network(seen_so)
-        if latents is not None:
-            latents.append(z.float().cpu())
-        maps = location_scores(z, log_det, recipe.scoring.score)
-        if flow.memory is not None:
-            maps = flow.memory(z, log_det, maps)
-        maps = smooth(maps, recipe.scoring.sigma)
-        total += shifted(enlarge(maps.float(), recipe.size), -dy, -dx)
-    return (total / len(seen)).cpu()
+def _require_weights(path: Path, backbone: Backbone, sha256: str, file: Path | None) -> None:
+    """Raises WeightsError where the backbone's weights are other ones than at the fit."""
+    if backbone.weights_hash == sha256:
+        return
+    if backbone.spec.name == COMPACT and file is None:
+        raise WeightsError(
+            f"{path} was fitted with the embedded network of another version, which this one does not have: "
+            "fit the detector again"
+        )
+    raise WeightsError(
+        f"the weights of {backbone.spec.name} are not those that {path} was fitted with (sha256 "
+        f"{backbone.weights_hash[:12]}… came, {sha256[:12]}… was expected): name the right file with --weights"
+    )
 
 
 def calibrate(
-    backbone: Backbone,
-    flow: Flow,
+    branches: Sequence[Branch],
     recipe: Recipe,
     images: Iterable[Image],
     device: torch.device,
-    level_limit: float | None = None,
+    level_limits: tuple[float, ...] = (),
     roi: Roi | None = None,
 ) -> Calibration:
     """Score held-out good images of any size, just as inspection will; one is held in memory at a time."""
 
     def network(batch: Sequence[Image]) -> Tensor:
-        return score_images(backbone, flow, recipe, batch, device)
+        return look(branches, recipe, batch, device)
 
-    scorer = Scorer(recipe, backbone.grid, level_limit, network)
+    scorer = Scorer(recipe, branches[0].backbone.grid, level_limits, network)
     scores: list[float] = []
     peaks: list[float] = []
     values: list[NDArray[np.float32]] = []
@@ -305,21 +271,29 @@ def calibrate(
     if not scores:
         raise InputError("no good images to calibrate on: expected at least one")
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-    return Calibration(tuple(sorted(scores)), tuple(sorted(peaks)), median, high, level_limit)
+    return Calibration(tuple(sorted(scores)), tuple(sorted(peaks)), median, high, level_limits)
 
 
-def _packed(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> PackedBackbone | None:
+def _part(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The tensors of one branch, under its own names."""
+    if number:
+        return {name.removeprefix(_BESIDE): one for name, one in tensors.items() if name.startswith(_BESIDE)}
+    return {name: one for name, one in tensors.items() if not name.startswith(_BESIDE)}
+
+
+def _packed(header: Mapping[str, str], parts: Sequence[Mapping[str, Tensor]]) -> list[PackedBackbone] | None:
+    """The networks that a bundle carries, one for each branch; None where the file is none."""
     if "bundle" not in header:
         return None
-    about = json.loads(header["bundle"])
-    mean, spread = about["norm"]
-    bundled = {name.removeprefix(_BUNDLED): one for name, one in tensors.items() if name.startswith(_BUNDLED)}
-    return PackedBackbone(bundled, about["graph"], (mean, spread))
+    packed = []
+    for about, part in zip(json.loads(header["bundle"]), parts, strict=True):
+        mean, spread = about["norm"]
+        bundled = {name.removeprefix(_BUNDLED): one for name, one in part.items() if name.startswith(_BUNDLED)}
+        packed.append(PackedBackbone(bundled, about["graph"], (mean, spread)))
+    return packed
 
 
-def _remembered(file: str | None, name: str) -> Path | None:
-    if file is None:
-        return None
+def _remembered(file: str, name: str) -> Path:
     if not Path(file).is_file():
         raise WeightsError(
             f"the weights of {name} were at {file} when the detector was fitted, and are not there now: "

@@ -72,7 +72,7 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
     maps = np.empty((count, size, size), np.float32)
     scores = np.empty(count)
     scored = _tiled if detector.recipe.tiling.side else _resized
-    detector.score_maps([np.zeros((size, size, 3), np.uint8)])
+    detector.scorer([np.zeros((size, size, 3), np.uint8)])  # the first takes longer
     started = time.perf_counter()
     with tqdm(total=count, desc="inspecting", disable=not progress) as bar:
         for number, (score, found) in enumerate(scored(detector, category.test)):

@@ -24,7 +24,7 @@ from flawflow.inspection import Calibration, Inspection
 from flawflow.types import Image
 
 SUFFIXES = (".onnx", ".xml")
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 # uint8 RGB (H, W, 3) → map (S, S), score (), p-value ()
 Compute = Callable[[Image], Sequence[NDArray[np.float32]]]
 # How many images are computed at once → the computation, which so many threads may call.

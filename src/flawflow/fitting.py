@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
+from flawflow.branch import Branch
 from flawflow.calibration import Budget
 from flawflow.datasets import draw_shots, open_folder
 from flawflow.detector import Detector, DeviceName, calibrate, resolve_device
@@ -32,7 +33,7 @@ from flawflow.features import (
 from flawflow.files import first_copies
 from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
-from flawflow.levels import level_limit
+from flawflow.levels import level_limits
 from flawflow.recipe import Recipe, named_recipe
 from flawflow.scoring import location_scores
 from flawflow.sources import check_tiles, open_source, whole_images
@@ -111,12 +112,14 @@ def fit(
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
     _tell_copies(0 if shots else len(category.train) - len(learn) - len(held), category, say)
-    backbone = build_backbone(recipe.backbone, recipe.size, weights).to(target)
-    sources = [open_source([s.path for s in part], recipe, seed, backbone.grid) for part in (learn, held)]
+    backbones = [
+        build_backbone(one, recipe.size, recipe.weights_of(one, weights)).to(target) for one in recipe.backbones
+    ]
+    sources = [open_source([s.path for s in part], recipe, seed, backbones[0].grid) for part in (learn, held)]
     check_tiles(sources, recipe)
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
-    if bundle:
-        backbone.pack()  # a backbone that cannot be bundled is refused before the long work
+    for backbone in backbones if bundle else ():
+        backbone.pack()  # one that cannot be bundled is refused before the long work
     digests = [source.digests() for source in sources]
     seen = ImageSource([s.path for s in category.test], 1).digests() if select_on_test else []
     provenance = _origin(category, target) | _images(digests[0], digests[1], seen)
@@ -128,42 +131,54 @@ def fit(
         "seed": seed,
         "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
     }
+    files = branch_checkpoints(checkpoint, len(backbones)) if checkpoint else [None] * len(backbones)
+    branches: list[Branch] = []
+    histories: list[list[Epoch]] = []
+    limits: list[float] = []
     with (store or StoreOptions()).open() as opened:
-        data, held_out = _features(opened, sources, backbone, recipe, seed, target, say)
+        features = [_features(opened, sources, one, recipe, seed, target, say) for one in backbones]
         features_done = time.perf_counter()
-        flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
-        standardise(flow, data.normal)
-        flow.to(target)
-        on_test = _test_validation(category, recipe, backbone, target) if select_on_test else None
-        history = train(
-            flow,
-            data,
-            on_test or Validation.from_synthetic(held_out),
-            recipe.training,
-            recipe.scoring,
-            seed=seed,
-            device=target,
-            checkpoint=checkpoint,
-            run_key=_run_key(recipe, backbone, provenance),
-            progress=say is not None,
-        )
-        remember(flow, data.normal, sources[0].owners, target)
-        limit = level_limit(flow, data, sources[0], recipe, target)
+        for backbone, (data, held_out), file in zip(backbones, features, files, strict=True):
+            flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
+            standardise(flow, data.normal)
+            flow.to(target)
+            on_test = _test_validation(category, recipe, backbone, target) if select_on_test else None
+            history = train(
+                flow,
+                data,
+                on_test or Validation.from_synthetic(held_out),
+                recipe.training,
+                recipe.scoring,
+                seed=seed,
+                device=target,
+                checkpoint=file,
+                run_key=_run_key(recipe, backbone, provenance),
+                progress=say is not None,
+            )
+            remember(flow, data.normal, sources[0].owners, target)
+            branches.append(Branch(backbone, flow))
+            histories.append(history)
+            limits += level_limits(flow, data, sources[0], recipe, target)
         good = whole_images(sources[1])
-        calibration = replace(calibrate(backbone, flow, recipe, good, target, limit), budget=budget or Budget())
-    provenance |= {
-        "history": [asdict(epoch) for epoch in history],
-        "seconds": {
-            "features": round(features_done - started, 2),
-            "training": round(time.perf_counter() - features_done, 2),
-        },
+        calibration = replace(calibrate(branches, recipe, good, target, tuple(limits)), budget=budget or Budget())
+    provenance |= {"history": [asdict(epoch) for epoch in histories[0]]}
+    provenance |= {"history_beside": [asdict(epoch) for one in histories[1:] for epoch in one]} if recipe.beside else {}
+    provenance["seconds"] = {
+        "features": round(features_done - started, 2),
+        "training": round(time.perf_counter() - features_done, 2),
     }
-    if say:
-        say(_summary(history, provenance))
-    detector = Detector(recipe, backbone, flow, calibration, provenance, weights, bundle)
+    for backbone, history in zip(backbones, histories, strict=True):
+        if say:
+            say((f"{backbone.spec.name}: " if recipe.beside else "") + _summary(history, provenance))
+    detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
     if not recipe.tiling.side:  # drift is told from whole resized images
         detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
+
+
+def branch_checkpoints(file: Path, count: int) -> list[Path]:
+    """The checkpoint of each branch of a detector with ``count`` of them."""
+    return [file, file.with_name(file.name + ".beside")][:count]
 
 
 def _tell_copies(copies: int, category: Category, say: Say | None) -> None:

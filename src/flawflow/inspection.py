@@ -34,8 +34,8 @@ class Calibration:
         image_scores: one score a held-out image, ascending.
         map_peaks: the highest value of each of their maps, ascending.
         map_median, map_high: median and 99.9 % quantile of their map values.
-        level_limit: the highest level of a training image, see `scoring.image_scores`; None = scores have no level.
-            Of a training image, because what calibrates the scores must not enter into them.
+        level_limits: for each branch the highest level of a training image, see `scoring.image_scores`; none where
+            scores have no level. Of a training image, because what calibrates the scores must not enter into them.
         budget: the false-alarm budget that verdicts keep unless another one is named.
     """
 
@@ -43,11 +43,11 @@ class Calibration:
     map_peaks: tuple[float, ...]
     map_median: float
     map_high: float
-    level_limit: float | None = None
+    level_limits: tuple[float, ...] = ()
     budget: Budget = field(default_factory=Budget)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Calibration":
         """Read back what `asdict` gave. Raises TypeError or OptionError for what does not fit."""
-        rows = {name: tuple(values[name]) for name in ("image_scores", "map_peaks")}
+        rows = {name: tuple(values[name]) for name in ("image_scores", "map_peaks", "level_limits")}
         return Calibration(**{**values, **rows, "budget": Budget(**values["budget"])})

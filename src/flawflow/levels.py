@@ -35,13 +35,13 @@ def highest_level(
     return max(float(image_levels(one.reshape(1, 1, -1), scoring.level)) for one in images)
 
 
-def level_limit(
+def level_limits(
     flow: Flow, data: FeatureSet, source: ImageSource, recipe: Recipe, device: torch.device
-) -> float | None:
+) -> tuple[float, ...]:
     """The highest level of the images or tiles that were learned from, each image's tiles taken together.
 
-    None where the recipe's scores have no level.
+    Nothing where the recipe's scores have no level.
     """
     if not recipe.scoring.level:
-        return None
-    return highest_level(flow, data.normal[0], recipe.scoring, device, source.owners)
+        return ()
+    return (highest_level(flow, data.normal[0], recipe.scoring, device, source.owners),)

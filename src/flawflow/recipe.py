@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
-from flawflow.backbones import COMPACT, BackboneSpec
+from flawflow.backbones import COMPACT, EMBEDDED, BackboneSpec
 from flawflow.configs import change_settings, read_settings
 from flawflow.errors import OptionError
 from flawflow.flow import FlowConfig
@@ -83,8 +84,8 @@ class ScoringConfig:
         sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
         top: the image score is the mean of this share of the highest map values; 0 = the maximum.
         level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
-        shift: map = mean over two views shifted by ±shift pixels along the diagonal; 0 = one view, as it is. The
-            versions of the training images take turns through the same views.
+        shift: two views, shifted by ±shift pixels along the diagonal; 0 = one view, as it is. Map and score are the
+            means of the views'. The versions of the training images take turns through the same views.
     """
 
     score: str = "density"
@@ -119,6 +120,8 @@ class Recipe:
             version e mod versions (the paper draws anew each epoch).
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
+        beside: a second network, which comes with the package or is the first one with other taps, and gets a flow of
+            its own: the likelihoods of both count (a product of experts).
     """
 
     name: str = "default"
@@ -132,6 +135,7 @@ class Recipe:
     versions: int = 1
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
+    beside: BackboneSpec | None = None
 
     def __post_init__(self) -> None:
         """Raises OptionError for a number out of range."""
@@ -144,6 +148,27 @@ class Recipe:
                 f"flow.memory is {self.flow.memory} and scoring.score '{self.scoring.score}': what is remembered "
                 "changes the likelihood alone; set scoring.score=nll, or flow.memory=0"
             )
+        if self.beside == self.backbone:
+            raise OptionError("beside and backbone are one network with the same taps: name others, or beside=null")
+        if self.beside is not None and self.beside.name not in (self.backbone.name, *EMBEDDED):
+            raise OptionError(
+                f"beside.name is {self.beside.name}: expected {self.backbone.name} with other taps, or one of "
+                f"{', '.join(EMBEDDED)}, because weights can be brought for one network"
+            )
+
+    @property
+    def backbones(self) -> tuple[BackboneSpec, ...]:
+        """The frozen networks, one for each branch of the detector."""
+        return (self.backbone,) if self.beside is None else (self.backbone, self.beside)
+
+    @property
+    def networks(self) -> str:
+        """The frozen networks by name, for people."""
+        return " and ".join(one.name for one in self.backbones)
+
+    def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
+        """The file of that backbone's weights, where one was brought for the recipe's network."""
+        return brought if spec.name == self.backbone.name else None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -218,25 +243,27 @@ def default() -> Recipe:
             evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.005, level=0.9),
+        scoring=ScoringConfig(score="nll", top=0.005, level=0.9, shift=4),
         versions=2,
     )
 
 
 def deit() -> Recipe:
-    """The recipe `default` on DeiT-Tiny at 512 pixels and in two views; its weights have to be brought."""
-    return replace(
-        default(),
-        name="deit",
-        size=512,
-        backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)),
-        scoring=ScoringConfig(score="nll", top=0.005, level=0.9, shift=4),
-    )
+    """The recipe `default` on DeiT-Tiny at 512 pixels; its weights have to be brought."""
+    return replace(default(), name="deit", size=512, backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)))
+
+
+def pair() -> Recipe:
+    """The recipes `deit` and `default` as one: both networks, for what either of them sees."""
+    return replace(deit(), name="pair", beside=BackboneSpec(name=COMPACT, taps=(3,)))
 
 
 def fast() -> Recipe:
-    """The recipe `default` for the edge: 256 pixels, and the network without its attention, half of its time."""
-    return replace(default(), name="fast", size=256, backbone=BackboneSpec(name=COMPACT, taps=(2,)))
+    """The recipe `default` for the edge: 256 pixels in one view, and the network without its attention, half of its
+    time."""
+    known = default()
+    scoring = replace(known.scoring, shift=0)
+    return replace(known, name="fast", size=256, backbone=BackboneSpec(name=COMPACT, taps=(2,)), scoring=scoring)
 
 
 def filters() -> Recipe:
@@ -254,7 +281,7 @@ def filters() -> Recipe:
     )
 
 
-RECIPES = {"default": default, "fast": fast, "deit": deit, "paper": paper, "filters": filters}
+RECIPES = {"default": default, "fast": fast, "deit": deit, "pair": pair, "paper": paper, "filters": filters}
 AUTO = "auto"
 
 
@@ -262,10 +289,10 @@ def candidates(brought: bool = False) -> list[Recipe]:
     """What `auto` chooses from, the best on most products first.
 
     Args:
-        brought: a backbone or its weights are at hand, and `deit` takes part.
+        brought: a backbone or its weights are at hand, and `pair` and `deit` take part.
     """
     embedded = [default(), replace(default(), size=256), filters()]
-    return [deit(), *embedded] if brought else embedded
+    return [pair(), deit(), *embedded] if brought else embedded
 
 
 def named_recipe(name: str) -> Recipe:

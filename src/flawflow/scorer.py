@@ -27,13 +27,13 @@ class Scorer:
     Attributes:
         recipe: says whether images are cut into tiles, and what the score is.
         grid: height and width of the flow's grid, cells.
-        level_limit: see `scoring.image_scores`; None = no limit.
-        network: maps (B, size, size) of images that have the input size.
+        level_limits: of each branch, see `scoring.image_scores`; none = no limit.
+        network: the maps (B, L, size, size) that the L looks at images of the input size give.
     """
 
     recipe: Recipe
     grid: tuple[int, int]
-    level_limit: float | None
+    level_limits: tuple[float, ...]
     network: Callable[[Sequence[Image]], Tensor]
 
     @property
@@ -73,11 +73,11 @@ class Scorer:
                 raise RoiMismatch(f"{file}: {error}") from error
         return image
 
-    def maps(self, images: Sequence[Image]) -> list[AnomalyMap]:
-        """Anomaly maps of images uint8 RGB (H, W, 3) of any size.
+    def looks(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
+        """What each look at images uint8 RGB (H, W, 3) of any size gives; the anomaly map is their mean.
 
         Returns:
-            float32 (size, size) each; with tiles (⌈H / pitch⌉, ⌈W / pitch⌉), the pitch being that of `cell_size`.
+            (L, size, size) each; with tiles (L, ⌈H / pitch⌉, ⌈W / pitch⌉), the pitch being that of `cell_size`.
         """
         if not self.recipe.tiling.side:
             return list(self._resized(images))
@@ -87,7 +87,10 @@ class Scorer:
         return [tiled_map(image, plan, self._resized, _GROUP) for image, plan in zip(images, plans, strict=True)]
 
     def image_scores(self, maps: Tensor, raw: Tensor | None = None, pitch: int | None = None) -> Tensor:
-        """Scores (B,) of maps (B, h, w), in their units.
+        """Scores (B,) of the looks' maps (B, L, h, w), in their units: the mean of what each look scores.
+
+        The oddest places of a good image are others in each look, a defect's are the same; so what each look finds
+        oddest says more than the oddest places of their mean.
 
         With tiles ``scoring.top`` is a share of one tile, so that a defect does not fade among the many places of a
         large image.
@@ -100,12 +103,14 @@ class Scorer:
         scoring, tiling = self.recipe.scoring, self.recipe.tiling
         top = scoring.top
         if tiling.side:
-            top = min(1.0, top * (tiling.side // (pitch or self.pitch)) ** 2 / maps[0].numel())
-        highest = image_scores(maps, top)
-        if not scoring.level:
-            return highest
-        limit = math.inf if self.level_limit is None else self.level_limit
-        return highest - image_levels(maps if raw is None else raw, scoring.level).clamp(max=limit)
+            top = min(1.0, top * (tiling.side // (pitch or self.pitch)) ** 2 / maps[0, 0].numel())
+        found = image_scores(maps.flatten(0, 1), top)  # of each look
+        if scoring.level:
+            levels = image_levels((maps if raw is None else raw).flatten(0, 1), scoring.level)
+            limits = torch.tensor(self.level_limits or (math.inf,))
+            each = limits.repeat_interleave(maps.shape[1] // len(limits))  # the looks of a branch have one limit
+            found = found - levels.minimum(each.repeat(len(maps)))
+        return found.reshape(maps.shape[:2]).mean(dim=1)
 
     def __call__(self, images: Sequence[Image], roi: Roi | None = None) -> list[tuple[float, AnomalyMap]]:
         """Score and map of each image; the map is NaN at places that the regions ignore.
@@ -115,18 +120,18 @@ class Scorer:
         Raises:
             RoiMismatch: the regions do not fit an image.
         """
-        return [self._scored(raw, image, roi) for raw, image in zip(self.maps(images), images, strict=True)]
+        return [self._scored(raw, image, roi) for raw, image in zip(self.looks(images), images, strict=True)]
 
-    def _scored(self, raw: AnomalyMap, image: Image, roi: Roi | None) -> tuple[float, AnomalyMap]:
+    def _scored(self, raw: NDArray[np.float32], image: Image, roi: Roi | None) -> tuple[float, AnomalyMap]:
         whole = torch.from_numpy(raw)[None]
         shape = (image.shape[0], image.shape[1])
         pitch = self._pitch(shape) if self.recipe.tiling.side else None
         if roi is None:
-            return float(self.image_scores(whole, pitch=pitch)), raw
+            return float(self.image_scores(whole, pitch=pitch)), _mean(raw)
         sensitivity = self.sensitivity(roi, shape)
-        weighed = weigh(raw, sensitivity)
+        weighed = np.stack([weigh(one, sensitivity) for one in raw])
         score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
-        return score, np.where(sensitivity > 0, weighed, np.float32(np.nan))
+        return score, np.where(sensitivity > 0, weigh(_mean(raw), sensitivity), np.float32(np.nan))
 
     def _pitch(self, shape: tuple[int, int]) -> int:
         return bounded_pitch(shape, self.recipe.tiling.side, self.pitch)
@@ -134,3 +139,8 @@ class Scorer:
     def _resized(self, images: Sequence[Image]) -> NDArray[np.float32]:
         maps: NDArray[np.float32] = self.network([resize_image(one, self.recipe.size) for one in images]).numpy()
         return maps
+
+
+def _mean(looks: NDArray[np.float32]) -> AnomalyMap:
+    """The anomaly map (h, w) of what the looks (L, h, w) give."""
+    return np.asarray(looks[0] if len(looks) == 1 else looks.mean(axis=0), np.float32)

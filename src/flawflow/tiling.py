@@ -9,7 +9,7 @@ partition of unity): a constant stays constant, and where overlapping tiles agre
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import cv2
 import numpy as np
@@ -161,37 +161,42 @@ def blend_weights(starts: Sequence[int], side: int, length: int) -> NDArray[np.f
     return np.stack([window / total[start : start + side] for start in starts]).astype(np.float32)
 
 
-def assemble(plan: TilePlan, tiles: Iterator[NDArray[np.float32]]) -> AnomalyMap:
-    """One map (h, w) from the maps (n, n) of the plan's tiles in the order of its corners; n is any size."""
+def assemble(plan: TilePlan, tiles: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """(…, h, w) from the maps (…, n, n) of the plan's tiles in the order of its corners; n is any size."""
     height, width = plan.map_shape
     side = plan.side // plan.pitch
     down = blend_weights(plan.rows, side, height)
     across = blend_weights(plan.columns, side, width)
-    whole = np.zeros((max(height, plan.rows[-1] + side), max(width, plan.columns[-1] + side)), np.float32)
+    first = next(tiles)
+    tiles = chain([first], tiles)
+    shape = max(height, plan.rows[-1] + side), max(width, plan.columns[-1] + side)
+    whole = np.zeros((*first.shape[:-2], *shape), np.float32)
     for i, row in enumerate(plan.rows):
         for j, column in enumerate(plan.columns):
             part = resample(next(tiles), side)
-            whole[row : row + side, column : column + side] += part * down[i][:, None] * across[j][None, :]
-    return np.ascontiguousarray(whole[:height, :width])
+            whole[..., row : row + side, column : column + side] += part * down[i][:, None] * across[j][None, :]
+    return np.ascontiguousarray(whole[..., :height, :width])
 
 
 def resample(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """(n, n) → (side, side): the mean of the area where that is smaller, bilinear where it is larger."""
-    if values.shape == (side, side):
+    """(…, n, n) → (…, side, side): the mean of the area where that is smaller, bilinear where it is larger."""
+    if values.shape[-1] == side:
         return values
-    how = cv2.INTER_AREA if side < values.shape[0] else cv2.INTER_LINEAR
+    if values.ndim > 2:
+        return np.stack([resample(one, side) for one in values])
+    how = cv2.INTER_AREA if side < len(values) else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(values, (side, side), interpolation=how), np.float32)
 
 
 def tiled_map(
     image: Image, plan: TilePlan, score: Callable[[list[Image]], NDArray[np.float32]], group: int = 8
-) -> AnomalyMap:
-    """The map (h, w) of one image, of any size.
+) -> NDArray[np.float32]:
+    """The maps (…, h, w) of one image, of any size.
 
     Args:
         image: uint8 RGB (H, W, 3) of the plan's shape.
         plan: where its tiles lie.
-        score: maps (B, n, n) of tiles (side, side, 3), which need to be resized to the network's input.
+        score: maps (B, …, n, n) of tiles (side, side, 3), which need to be resized to the network's input.
         group: tiles that are scored together.
     """
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from flawflow.branch import look
 from flawflow.calibration import Budget, p_value
-from flawflow.detector import Detector, Inspection, score_images
+from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState, Rows
 from flawflow.errors import OptionError
 from flawflow.images import read_image, resize_image
@@ -32,11 +33,11 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
     check_whole(detector)
     array = resize_image(read_image(image) if isinstance(image, Path) else image, detector.recipe.size)
     latents: list[Tensor] = []
-    maps = score_images(detector.backbone, detector.flow, detector.recipe, [array], detector.device, latents)
-    score = float(detector.image_scores(maps)[0])
+    looks = look(detector.branches, detector.recipe, [array], detector.device, latents)
+    score = float(detector.scorer.image_scores(looks)[0])
     normals = np.asarray(detector.calibration.image_scores)
     line = detector.decision(budget).threshold
-    found = Inspection(score, p_value(score, normals), score > line, maps[0].numpy())
+    found = Inspection(score, p_value(score, normals), score > line, looks[0].mean(dim=0).numpy())
     return found, statistics(array, found.anomaly_map, score, [z[0] for z in latents])
 
 

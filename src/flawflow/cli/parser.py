@@ -41,7 +41,7 @@ def _check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write the findings to this file")
     parser.add_argument("--quick", action="store_true", help="leave the flow out: files, copies, light and masks alone")
     _budget(parser, "the images must suffice for this promise: 1/1000, 0.001 or 0.1%%", "0.9")
-    parser.add_argument("--recipe", default="default", help="default, fast, deit, paper or filters")
+    parser.add_argument("--recipe", default="default", help="default, fast, deit, pair, paper or filters")
     parser.add_argument("--backbone", help="'compact' (comes with the package), 'filters', or a timm model by name")
     parser.add_argument("--weights", type=Path, help="file of the backbone's weights (default: its own)")
     parser.add_argument("--seed", type=int, default=0, help="fixes everything random (default: 0)")
@@ -206,7 +206,7 @@ def _reproduce(parser: argparse.ArgumentParser) -> None:
         default=Path("reproduction"),
         help="folder for tables and cells (default: reproduction)",
     )
-    _fitting(parser, "paper", "paper (the default), default, fast, deit or filters")
+    _fitting(parser, "paper", "paper (the default), default, fast, deit, pair or filters")
     parser.set_defaults(tile=None)
 
 
@@ -248,7 +248,7 @@ def _storing(parser: argparse.ArgumentParser) -> None:
 def _common(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     parser.add_argument("--shots", type=int, metavar="K", help="use K good images, drawn with the seed")
     _tile(parser)
-    _fitting(parser, "default", "default, fast, deit, paper, filters, or auto: the best of several", seed)
+    _fitting(parser, "default", "default, fast, deit, pair, paper, filters, or auto: the best of several", seed)
 
 
 def _fitting(parser: argparse.ArgumentParser, recipe: str, recipes: str, seed: bool = True) -> None:

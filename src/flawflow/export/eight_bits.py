@@ -173,7 +173,7 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
 
 
 def _is_of_backbone(node: onnx.NodeProto) -> bool:
-    return any(entry.key == _SCOPES and "'backbone'" in entry.value for entry in node.metadata_props)
+    return any(entry.key == _SCOPES and ".backbone'" in entry.value for entry in node.metadata_props)
 
 
 @contextmanager

@@ -53,11 +53,12 @@ def export_detector(
     check_request(output, kind, good is not None)
     if detector.recipe.tiling.side:
         raise OptionError("a detector fitted on tiles cannot be exported: inspect with its .flaw file")
-    if detector.recipe.backbone.precision != "float32":
-        raise OptionError(
-            f"an export computes in float32, but this detector's backbone in {detector.recipe.backbone.precision}: fit "
-            "with backbone.precision float32 to export it"
-        )
+    for one in detector.recipe.backbones:
+        if one.precision != "float32":
+            raise OptionError(
+                f"an export computes in float32, but this detector's backbone {one.name} in {one.precision}: fit with "
+                "precision float32 of every backbone to export it"
+            )
     if good is not None and samples is not None:
         raise OptionError("--samples and --int8 both name images to compare with: leave --samples out")
     about = metadata(detector, source)
@@ -118,7 +119,7 @@ def metadata(detector: Detector, source: Path) -> dict[str, Any]:
         "detector_sha256": digest(source),
         "size": detector.recipe.size,
         "recipe": detector.recipe.name,
-        "backbone": detector.recipe.backbone.name,
+        "backbone": detector.recipe.networks,
         "calibration": asdict(detector.calibration),
         "slack": slack(detector.calibration),
     }

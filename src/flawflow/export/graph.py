@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from flawflow.branch import Branch
 from flawflow.detector import Detector
 from flawflow.features import shifted, views
 from flawflow.flow import Memory
@@ -60,6 +61,21 @@ class DenseMemory(nn.Module):
         return functional.pad(least, (0, 0, top, self.height - bottom), value=_FAR)
 
 
+class BranchGraph(nn.Module):
+    """uint8 pixels (1, S, S, 3) → local scores (1, h, w) of one branch."""
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        self.backbone, self.flow = branch.backbone, branch.flow
+        memory = branch.flow.memory
+        self.memory = None if memory is None else DenseMemory(memory, branch.backbone.grid)
+
+    def forward(self, pixels: Tensor, score: str) -> Tensor:
+        z, log_det = self.flow(self.backbone(pixels))
+        seen = location_scores(z, log_det, score)
+        return seen if self.memory is None else self.memory(z, log_det, seen)
+
+
 class DetectorGraph(nn.Module):
     """uint8 pixels (1, S, S, 3) → anomaly map (S, S) and score () as the detector gives them, float32.
 
@@ -70,28 +86,21 @@ class DetectorGraph(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.recipe = detector.recipe
-        self.limit = detector.calibration.level_limit
-        self.backbone, self.flow = detector.backbone, detector.flow
-        memory = detector.flow.memory
-        self.memory = None if memory is None else DenseMemory(memory, detector.backbone.grid)
+        limits = detector.calibration.level_limits
+        self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
+        self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        anomaly_map = self._map(pixels)
-        return anomaly_map, self._score(anomaly_map.flatten())
+        scoring, maps, scores = self.recipe.scoring, [], []
+        for branch, limit in zip(self.branches, self.limits, strict=True):
+            for dy, dx in views(scoring.shift):
+                seen = smooth(branch(shifted(pixels, dy, dx), scoring.score), scoring.sigma)
+                maps.append(shifted(enlarge(seen, self.recipe.size), -dy, -dx)[0])
+                scores.append(self._score(maps[-1].flatten(), limit))
+        return torch.stack(maps).mean(dim=0), torch.stack(scores).mean()
 
-    def _map(self, pixels: Tensor) -> Tensor:
-        scoring, size = self.recipe.scoring, self.recipe.size
-        maps = []
-        for dy, dx in views(scoring.shift):
-            z, log_det = self.flow(self.backbone(shifted(pixels, dy, dx)))
-            seen = location_scores(z, log_det, scoring.score)
-            if self.memory is not None:
-                seen = self.memory(z, log_det, seen)
-            maps.append(shifted(enlarge(smooth(seen, scoring.sigma), size), -dy, -dx)[0])
-        return torch.stack(maps).mean(dim=0)
-
-    def _score(self, flat: Tensor) -> Tensor:
-        """`scoring.image_scores` of one map (S²,)."""
+    def _score(self, flat: Tensor, limit: float | None) -> Tensor:
+        """`scoring.image_scores` of one look's map (S²,)."""
         scoring, count = self.recipe.scoring, flat.numel()
         top = max(1, round(scoring.top * count))
         kept = count - max(1, round(scoring.level * count)) + 1 if scoring.level else 0
@@ -100,4 +109,4 @@ class DetectorGraph(nn.Module):
         if not scoring.level:
             return highest
         level = ordered[kept - 1]
-        return highest - (level if self.limit is None else level.clamp(max=self.limit))
+        return highest - (level if limit is None else level.clamp(max=limit))

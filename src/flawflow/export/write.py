@@ -67,7 +67,7 @@ def _p_value_model(normals: Sequence[float], slack: float) -> onnx.ModelProto:
 
 
 def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
-    windowed = graph.recipe.backbone.window is not None
+    windowed = any(one.window is not None for one in graph.recipe.backbones)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -86,7 +86,7 @@ def _body(graph: DetectorGraph, pixels: torch.Tensor) -> onnx.ModelProto:
     except torch.onnx.errors.OnnxExporterError as cause:
         reason = str(cause).strip().splitlines()[0]
         raise OptionError(
-            f"this detector's backbone {graph.recipe.backbone.name} cannot be written as ONNX ({reason}): "
+            f"this detector's backbone {graph.recipe.networks} cannot be written as ONNX ({reason}): "
             "export one with another backbone"
         ) from cause
     assert program is not None

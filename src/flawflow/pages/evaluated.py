@@ -127,7 +127,7 @@ def _numbers(detector: Detector, evaluation: Evaluation, name: str) -> Section:
     text = (
         f"{int(labels.sum())} defective and {int((~labels).sum())} good test images; learned from "
         f"{known.get('learned_from')} good images alone, recipe {detector.recipe.name}, backbone "
-        f"{detector.recipe.backbone.name}, seed {known.get('seed')}."
+        f"{detector.recipe.networks}, seed {known.get('seed')}."
     )
     facts = [
         (label, _number(evaluation.metrics[key])) for key, label in _METRICS if evaluation.metrics[key] is not None

@@ -11,7 +11,7 @@ import torch
 from flawflow.calibration import Decision, confidence_percent, promise, promised_percent, rate_percent
 from flawflow.detector import Detector
 from flawflow.recipe import RECIPES, named_recipe
-from flawflow.report import Axis, Line, Mark, Section, line_chart
+from flawflow.report import Axis, Line, Mark, Markup, Section, line_chart
 from flawflow.training import Epoch, kept_epoch
 
 # Characters of pictures in one page: 15 MB can still be mailed, and text, curves and HTML need their share.
@@ -65,14 +65,28 @@ def selection_warning(detector: Detector, prefix: str = "") -> list[Section]:
 
 def training_section(detector: Detector, prefix: str = "") -> list[Section]:
     """Loss and validation AUROC of the validated epochs, with the one that was kept; none without a history."""
-    history = detector.provenance.get("history", [])
-    if not history:
-        return []
+    told = f"Each epoch was judged on {detector.provenance.get('selected_on', 'nothing')}."
+    known = histories(detector)
+    if any(len(history) > 1 for _, history in known):
+        told += " A later one takes the place of an earlier one only where it is better by more than its error."
+    charts = [chart for name, history in known for chart in _curves(name, history)]
+    return [Section(f"{prefix}Training", told, charts=charts)] if charts else []
+
+
+def histories(detector: Detector) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The validated epochs of each branch, after what tells it from another one, in words; none without any."""
+    found = [detector.provenance.get(key, []) for key in ("history", "history_beside")]
+    names = [f", {one.name}" if detector.recipe.beside else "" for one in detector.recipe.backbones]
+    return [(name, history) for name, history in zip(names, found, strict=False) if history]
+
+
+def _curves(name: str, history: Sequence[Mapping[str, Any]]) -> list[Markup]:
     epochs = [entry["epoch"] + 1 for entry in history]
     kept = [Mark(f"kept: epoch {kept_number(history)}", kept_number(history))]
     few = len(epochs) <= 40
     x = Axis("epoch", whole=True)
-    charts = [line_chart("Loss", [Line("", epochs, [e["loss"] for e in history], dots=few)], x, Axis("loss"), kept)]
+    losses = [Line("", epochs, [e["loss"] for e in history], dots=few)]
+    charts = [line_chart(f"Loss{name}", losses, x, Axis("loss"), kept)]
     lines = []
     for key, tone in (("image", "bad"), ("pixel", "good")):
         points = [(e["epoch"] + 1, e[f"{key}_auroc"]) for e in history if e.get(f"{key}_auroc") is not None]
@@ -80,11 +94,8 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
             rows = list(zip(*points, strict=True))
             lines.append(Line(f"{key} AUROC", rows[0], rows[1], tone, dots=few))  # type: ignore[arg-type]
     if lines:
-        charts.append(line_chart("Validation", lines, x, Axis("AUROC", high=1.0), kept))
-    told = f"Each epoch was judged on {detector.provenance.get('selected_on', 'nothing')}."
-    if len(history) > 1:
-        told += " A later one takes the place of an earlier one only where it is better by more than its error."
-    return [Section(f"{prefix}Training", told, charts=charts)]
+        charts.append(line_chart(f"Validation{name}", lines, x, Axis("AUROC", high=1.0), kept))
+    return charts
 
 
 def kept_number(history: Sequence[Mapping[str, Any]]) -> int:
@@ -103,7 +114,7 @@ def settings_section(detector: Detector) -> Section:
     pairs = [
         ("recipe", recipe.name),
         ("input", f"{recipe.size} × {recipe.size} pixels"),
-        ("backbone", f"{recipe.backbone.name}, taps {', '.join(map(str, recipe.backbone.taps))}"),
+        *(("backbone", f"{one.name}, taps {', '.join(map(str, one.taps))}") for one in recipe.backbones),
         ("flow", f"{recipe.flow.blocks} blocks, {recipe.flow.subnet} subnets of {recipe.flow.hidden} channels"),
         ("objective", f"{recipe.training.objective.replace('_', ' ')}, at most {recipe.training.epochs} epochs"),
         ("synthetic defects", recipe.synthesis.method),
@@ -129,7 +140,7 @@ def provenance_section(detector: Detector, prefix: str = "") -> Section:
             ("epoch chosen on", _shown(known.get("selected_on"))),
             ("images' fingerprint", _shown(known.get("images"))),
             ("weights", file.name if file else "the backbone's own"),
-            ("weights' sha256", detector.backbone.weights_hash),
+            *(("weights' sha256", branch.backbone.weights_hash) for branch in detector.branches),
         ],
     )
 

@@ -10,6 +10,7 @@ from flawflow.choosing import TRIED
 from flawflow.detector import Detector
 from flawflow.pages.facts import (
     ROOM,
+    histories,
     kept_number,
     machine,
     promise_facts,
@@ -61,10 +62,11 @@ def _learned(detector: Detector) -> Section:
         ("good images learned", f"{known.get('learned_from')}"),
         ("good images held out", f"{known.get('held_out')}"),
     ]
-    history = known.get("history", [])
-    kept = [entry for entry in history if entry["epoch"] + 1 == kept_number(history)]
-    for key in ("image", "pixel"):
-        facts += [(f"{key} AUROC, validation", f"{e[f'{key}_auroc']:.4f}") for e in kept if e.get(f"{key}_auroc")]
+    for name, history in histories(detector):
+        kept = [entry for entry in history if entry["epoch"] + 1 == kept_number(history)]
+        for key in ("image", "pixel"):
+            told = f"{key} AUROC, validation{name}"
+            facts += [(told, f"{e[f'{key}_auroc']:.4f}") for e in kept if e.get(f"{key}_auroc")]
     text = (
         "The detector learned what good parts look like, from good images alone. Images that it did not learn from "
         f"were held out, {'' if selected_on_test(detector) else 'to choose the epoch and '}to set the threshold. The "
@@ -74,7 +76,7 @@ def _learned(detector: Detector) -> Section:
     pairs = [
         ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
         ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
-        ("backbone, input", f"{recipe.backbone.name}, {recipe.size} × {recipe.size} pixels"),
+        ("backbone, input", f"{recipe.networks}, {recipe.size} × {recipe.size} pixels"),
     ]
     return Section("What was learned", text, facts=facts, pairs=pairs)
 

@@ -8,7 +8,7 @@ from flawflow.choosing import checkpoints, fit_best
 from flawflow.cli.common import check_detector_output, check_outputs, chosen_budget, chosen_recipes, say, store_options
 from flawflow.datasets import open_folder
 from flawflow.errors import OptionError
-from flawflow.fitting import checked_seed
+from flawflow.fitting import branch_checkpoints, checked_seed
 from flawflow.pages import held_out_twins, write_fit_page
 
 
@@ -41,8 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     detector.save(output)
-    for file in checkpoints(checkpoint, len(recipes)):
-        file.unlink(missing_ok=True)
+    for trial, recipe in zip(checkpoints(checkpoint, len(recipes)), recipes, strict=True):
+        for file in branch_checkpoints(trial, len(recipe.backbones)):
+            file.unlink(missing_ok=True)
     print(f"promise: {promise(detector.decision())}")
     print(f"wrote {output}; try: flawflow inspect {output} IMAGES -o overlays")
     if page is not None:

@@ -1,0 +1,75 @@
+"""A frozen network with the flow on its feature maps, and what several of them together see in images."""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flawflow.backbones import Backbone
+from flawflow.features import shifted, views
+from flawflow.flow import Flow
+from flawflow.recipe import Recipe
+from flawflow.replay import Replayed
+from flawflow.scoring import enlarge, location_scores, smooth
+from flawflow.types import Image
+from flawflow.workers import at_once
+
+
+class Branch:
+    """One network's way from images to latents; ready to inspect.
+
+    Args:
+        backbone: the frozen network.
+        flow: a trained flow on its feature maps.
+    """
+
+    def __init__(self, backbone: Backbone, flow: Flow) -> None:
+        self.backbone, self.flow = backbone.eval(), flow.eval()
+        self._replayed = Replayed(self._latents, self._state)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 (B, S, S, 3) → z (B, C, h, w) and log|det J| (B, h, w), in memory that a next call may use."""
+        z, log_det = self._replayed(images)
+        return z, log_det
+
+    def _latents(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.flow(self.backbone(images))  # type: ignore[no-any-return]
+
+    def _state(self) -> Hashable:
+        made_of = self.flow.state()
+        return None if made_of is None else (made_of, self.backbone.mean.data_ptr())
+
+
+@torch.inference_mode()
+def look(
+    branches: Sequence[Branch],
+    recipe: Recipe,
+    images: Sequence[Image],
+    device: torch.device,
+    latents: list[Tensor] | None = None,
+) -> Tensor:
+    """The maps (B, L, size, size), float32 on the CPU, of all looks: each branch through each of the recipe's views.
+
+    A view is the image shifted, with the edge repeated; its map is shifted back. Looks are ordered by branch. The
+    latents z (B, C, h, w) of each look are added to ``latents``, where given, which is for one image alone.
+
+    On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one
+    product are, and products of another shape round differently, where what an image scores must not depend on those
+    that are inspected with it.
+    """
+    if device.type == "cpu" and len(images) > 1:
+        return torch.cat(at_once(lambda one: look(branches, recipe, [one], device), images))
+    batch = torch.from_numpy(np.stack(images)).to(device)
+    looks = []
+    for branch in branches:
+        for dy, dx in views(recipe.scoring.shift):
+            z, log_det = branch(shifted(batch, dy, dx))
+            if latents is not None:
+                latents.append(z.float().cpu())
+            maps = location_scores(z, log_det, recipe.scoring.score)
+            if branch.flow.memory is not None:
+                maps = branch.flow.memory(z, log_det, maps)
+            maps = smooth(maps, recipe.scoring.sigma)
+            looks.append(shifted(enlarge(maps.float(), recipe.size), -dy, -dx))
+    return torch.stack(looks, dim=1).cpu()
