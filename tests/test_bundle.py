@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from flawflow.backbones import BackboneSpec, build_backbone, timm_models, unpack_backbone
+from flawflow.backbones import BackboneSpec, PackedBackbone, build_backbone, timm_models, unpack_backbone
 from flawflow.backbones.graph import GraphLevels, record_graph
 from flawflow.detector import Detector
 from flawflow.errors import OptionError, WeightsError
@@ -118,6 +118,36 @@ def test_a_bundle_saved_again_is_the_same_bytes(bundle: tuple[Path, Detector], t
     loaded.weights_file = bundle[1].weights_file
     loaded.save(tmp_path / "again.flaw")
     assert (tmp_path / "again.flaw").read_bytes() == path.read_bytes()
+
+
+def test_a_bundle_of_two_networks_carries_both(shared: Path, tmp_path: Path) -> None:
+    """With a file for the brought network, the other one is still the bundle's, not the package's."""
+    weights = shared / "weights" / "resnet18.safetensors"
+    spec = BackboneSpec("resnet18", (1, 2), stride=16)
+    flow = FlowConfig(blocks=1, subnet="local", hidden=8, whiten=True)
+    scoring = ScoringConfig("nll", top=0.01, level=0.8)
+    recipe = Recipe("small", 64, spec, flow, scoring=scoring, beside=BackboneSpec("compact", (2,)))
+    detector = make_detector(recipe, weights, bundle=True, weights_file=weights)
+    path = tmp_path / "part.flaw"
+    detector.save(path)
+    images = pictures(2)
+    expected = [one.score for one in detector.inspect(images)]
+    for file in (None, weights):
+        loaded = Detector.load(path, file, "cpu")
+        assert [one.score for one in loaded.inspect(images)] == pytest.approx(expected)
+    tensors, about = load_file(path), json.loads(header_of(path)["backbones"])
+    name = next(name for name in tensors if name.startswith("beside:backbone:weights."))
+    tensors[name] = tensors[name] + 1  # as of another version of the package
+    other = unpack_backbone(recipe.backbones[1], 64, _second(tensors))
+    about[1]["sha256"] = other.weights_hash
+    save_file(tensors, path, header_of(path) | {"backbones": json.dumps(about)})
+    assert Detector.load(path, weights, "cpu").branches[1].backbone.weights_hash == other.weights_hash
+
+
+def _second(tensors: dict[str, torch.Tensor]) -> PackedBackbone:
+    prefix = "beside:backbone:"
+    held = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+    return PackedBackbone(held, None, ((0.0,) * 3, (1.0,) * 3))
 
 
 def _graph(nodes: list[Any], outputs: list[int]) -> str:

@@ -1,6 +1,6 @@
 """Laws of choosing a recipe: the rule is followed, and the detector is the one that its recipe alone gives."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.errors import OptionError
 from flawflow.fitting import split
 from flawflow.recipe import Recipe, candidates, named_recipe
+from flawflow.training import Epoch
 from flawflow.types import Category
 
 SMALL = named_recipe("filters").change({"size": "64", "training.epochs": "1", "holdout": "0.3"})
@@ -91,6 +92,16 @@ def test_a_detector_that_sees_better_is_judged_better(product: Path) -> None:
         assert judge(detector, held, 0).quality < seeing.quality
 
 
+def test_tiles_are_judged_by_the_epochs_of_both_branches() -> None:
+    def history(image: float, pixel: float) -> list[dict[str, Any]]:
+        return [asdict(Epoch(0, 1.0, 0.0, 1e-3, image, pixel, 0.01))]
+
+    recipe = SMALL.change({"tiling.side": "48", "beside.taps": "[2]", "beside.name": "compact"})
+    known = {"history": history(0.9, 0.8), "history_beside": history(0.7, 0.5)}
+    found = judge(SimpleNamespace(recipe=recipe, provenance=known), [], 0)  # type: ignore[arg-type]
+    assert found.image_auroc == pytest.approx(0.8) and found.pixel_auroc == pytest.approx(0.65)
+
+
 def test_when_the_time_is_spent_no_other_is_begun(product: Path) -> None:
     told: list[str] = []
     store = StoreOptions(keep=False)
@@ -132,6 +143,20 @@ def test_the_command_writes_what_was_tried_and_leaves_no_checkpoint(
     page = (tmp_path / "part.html").read_text()
     assert "Recipes tried" in page and "default (compact, 64 px)" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.flaw", "part.html"]
+
+
+def test_a_second_network_is_told_in_the_page_and_leaves_no_checkpoint(product: Path, tmp_path: Path) -> None:
+    output = tmp_path / "part.flaw"
+    quick = ["--no-store", "--device", "cpu", "--set", "size=64", "--set", "training.epochs=2", "--set", "versions=1"]
+    assert (
+        main(["fit", str(product), "-o", str(output), *quick, "--set", 'beside={"name": "filters", "taps": [1]}']) == 0
+    )
+    page = (tmp_path / "part.html").read_text()
+    for told in ("compact and filters", "Loss, compact", "Loss, filters", "image AUROC, validation, filters"):
+        assert told in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["part.flaw", "part.html"]
+    one = next((product / "train" / "good").glob("*.png"))
+    assert main(["inspect", str(output), str(one), "-o", str(tmp_path / "seen"), "--device", "cpu"]) == 0
 
 
 def test_a_recipe_that_an_option_does_not_fit_is_left_out(

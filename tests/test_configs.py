@@ -28,6 +28,7 @@ class Outer:
     taps: tuple[int, ...] = (1, 2)
     note: str | None = None
     inner: Inner = field(default_factory=Inner)
+    more: Inner | None = None
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -46,6 +47,7 @@ OUTERS = st.builds(
     taps=st.lists(st.integers()).map(tuple),
     note=st.none() | st.text(),
     inner=INNERS,
+    more=st.none() | INNERS,
 )
 
 
@@ -109,6 +111,8 @@ def test_what_does_not_fit_is_named(values: Any, message: str) -> None:
         ("inner.kind", "b", Outer(inner=Inner(kind="b"))),
         ("inner.limit", "[1, 2]", Outer(inner=Inner(limit=(1, 2)))),
         ("inner.bounds", "[0, 2]", Outer(inner=Inner(bounds=(0.0, 2.0)))),
+        ("more.kind", "b", Outer(more=Inner(kind="b"))),
+        ("more", "null", Outer()),
     ],
 )
 def test_a_setting_can_be_changed_by_its_dotted_name(key: str, text: str, expected: Outer) -> None:

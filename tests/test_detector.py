@@ -1,8 +1,10 @@
 """Laws of the detector: one sound file, equal answers from it, and a clear error for every other file."""
 
+import gc
 import json
 import struct
-from dataclasses import replace
+import weakref
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from flawflow.flow import Flow, FlowConfig
 from flawflow.recipe import Recipe, ScoringConfig
 from flawflow.roi import Roi
 from flawflow.scoring import image_scores
+from flawflow.watching import follow
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -210,6 +213,39 @@ def test_two_branches_are_saved_and_loaded(bundle: bool, tmp_path: Path) -> None
     assert (tmp_path / "again.flaw").read_bytes() == (tmp_path / "part.flaw").read_bytes()
 
 
+def test_a_brought_network_beside_the_embedded_one_is_found_again(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "weights" / "resnet18.safetensors"
+    recipe = RECIPE.change({"backbone.name": "resnet18", "backbone.taps": "[2]", "beside.name": "compact"})
+    before = make_detector(recipe.change({"beside.taps": "[2]"}), weights, weights_file=weights)
+    before.save(tmp_path / "part.flaw")
+    expected = [one.score for one in before.inspect(pictures(2))]
+    for file in (None, weights):
+        after = Detector.load(tmp_path / "part.flaw", file, "cpu")
+        assert after.weights_file == weights
+        assert [one.score for one in after.inspect(pictures(2))] == expected
+
+
+def test_following_a_stream_inspects_with_both_branches() -> None:
+    both = make_detector(BESIDE)
+    image = pictures(1)[0]
+    found, row = follow(both, image)
+    expected = both.inspect(image)[0]
+    assert found.score == pytest.approx(expected.score) and np.isfinite(row).all()
+    np.testing.assert_allclose(found.anomaly_map, expected.anomaly_map, rtol=1e-5)
+
+
+def test_a_branch_that_is_dropped_is_gone() -> None:
+    """It holds itself nowhere: networks are large, and nobody waits for a collection of circles."""
+    detector = make_detector()
+    held = weakref.ref(detector.branches[0])
+    gc.disable()
+    try:
+        del detector
+        assert held() is None
+    finally:
+        gc.enable()
+
+
 def test_regions_can_only_lower_the_score_of_several_looks() -> None:
     both, mask = make_detector(BESIDE), np.zeros((64, 64), np.bool_)
     mask[:, 20:] = True
@@ -270,6 +306,8 @@ def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
         {"backbones": json.dumps([{"channels": "24", "grid": [8, 8], "sha256": ""}])},
         {"weights_file": None},
         {"weights_file": "{"},
+        {"weights_file": "3"},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0, level_limits=(0.7, 0.9))))},
         {"calibration": "{}"},
         {"calibration": json.dumps({"image_scores": 3, "map_median": 0, "map_high": 0})},
         {"calibration": json.dumps({"image_scores": [], "map_median": 0, "map_high": 0, "more": 1})},

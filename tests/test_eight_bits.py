@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from sklearn.metrics import roc_auc_score
 
+from flawflow.backbones import BackboneSpec
 from flawflow.cli import main
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector
@@ -35,6 +36,7 @@ from flawflow.inspection import Inspection
 from flawflow.recalibration import DEFECTS
 from flawflow.recipe import fast
 from flawflow.types import Image
+from test_detector import make_detector
 
 GOOD = 30
 RECIPE = replace(fast(), size=64, versions=1, holdout=0.3, training=replace(fast().training, epochs=1))
@@ -129,7 +131,7 @@ def test_the_backbone_alone_is_in_eight_bits_but_for_its_first_products(
     detector.recipe = replace(part[1].recipe, scoring=replace(part[1].recipe.scoring, shift=shift))
     body = detector_body(detector)
     written = body.SerializeToString()
-    found = products(body)
+    [found] = products(body)
     assert {len(names) for names in found} == {2 if shift else 1}  # an image goes through once a view
     images = [np.asarray(image[:64, :64]) for image in parts(3, 1)]
     for spared in (1, 3):
@@ -143,6 +145,19 @@ def test_the_backbone_alone_is_in_eight_bits_but_for_its_first_products(
         for number, names in enumerate(found):
             assert all((nodes[name].input[1] in constants) == (number < spared) for name in names)
     assert body.SerializeToString() == written
+
+
+def test_the_first_products_of_each_branch_are_spared(part: tuple[Path, Detector]) -> None:
+    recipe = replace(part[1].recipe, backbone=BackboneSpec("compact", (3,)), beside=BackboneSpec("compact", (1,)))
+    body = detector_body(make_detector(recipe))
+    found = products(body)
+    assert len(found) == 2 and len(found[0]) > len(found[1]) > 1
+    network = in_eight_bits(body, [np.asarray(image[:64, :64]) for image in parts(2, 1)], 1)
+    constants = {one.name for one in network.graph.initializer}
+    nodes = {node.name: node for node in network.graph.node}
+    for branch in found:
+        for number, names in enumerate(branch):
+            assert all((nodes[name].input[1] in constants) == (number < 1) for name in names)
 
 
 @pytest.mark.parametrize("perm", [None, (1, 0)])
@@ -205,7 +220,7 @@ def test_more_products_are_spared_until_it_is_as_good(
     nodes = onnx.load(str(tmp_path / "part.onnx")).graph.node
     scaled = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     products_left = [node for node in nodes if node.op_type == "Conv" and node.input[1] in scaled]
-    assert len(products_left) == len(products(detector_body(part[1]))) - 4
+    assert len(products_left) == len(products(detector_body(part[1]))[0]) - 4
 
 
 def test_a_score_that_is_no_number_counts_as_lost(part: tuple[Path, Detector], folder: Path) -> None:

@@ -159,6 +159,8 @@ def test_versions_take_turns_through_the_views_of_the_inspection(paths: list[Pat
     seen, shifted_names = build(job, tmp_path / "b", versions=3)
     assert not set(names) & set(shifted_names)
     assert len(seen.normal) == 2 and len(seen.synthetic) == 3
+    one, _ = build(job, tmp_path / "b", versions=1)
+    assert len(one.normal) == 2 and len(one.synthetic) == 1  # good images are learned as they will be inspected
     for version, (dy, dx) in enumerate(views(4)):
         image = shifted(torch.tensor(job.source(1))[None], dy, dx)[0].numpy()
         alone = extract(job.backbone, [image], job.device)[0]

@@ -26,19 +26,35 @@ class Branch:
 
     def __init__(self, backbone: Backbone, flow: Flow) -> None:
         self.backbone, self.flow = backbone.eval(), flow.eval()
-        self._replayed = Replayed(self._latents, self._state)
+        self._replayed = _replayed(self.backbone, self.flow)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 (B, S, S, 3) → z (B, C, h, w) and log|det J| (B, h, w), in memory that a next call may use."""
         z, log_det = self._replayed(images)
         return z, log_det
 
-    def _latents(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.flow(self.backbone(images))  # type: ignore[no-any-return]
 
-    def _state(self) -> Hashable:
-        made_of = self.flow.state()
-        return None if made_of is None else (made_of, self.backbone.mean.data_ptr())
+def _replayed(backbone: Backbone, flow: Flow) -> Replayed:
+    # Not methods of the branch: it would hold itself, and networks would stay in memory until a collection.
+    def latents(images: Tensor) -> tuple[Tensor, ...]:
+        z, log_det = flow(backbone(images))
+        return z, log_det
+
+    def state() -> Hashable:
+        made_of = flow.state()
+        return None if made_of is None else (made_of, backbone.mean.data_ptr())
+
+    return Replayed(latents, state)
+
+
+def finest(grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The grid with the most cells: what maps of tiles must be fine enough for."""
+    return max(grids, key=max)
+
+
+def grid_of(branches: Sequence[Branch]) -> tuple[int, int]:
+    """The `finest` grid of the branches."""
+    return finest([one.backbone.grid for one in branches])
 
 
 @torch.inference_mode()

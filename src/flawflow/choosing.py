@@ -14,12 +14,12 @@ from flawflow.datasets import open_folder
 from flawflow.detector import Detector, DeviceName
 from flawflow.errors import OptionError
 from flawflow.features import ImageSource
-from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, checked_seed, fit, split
+from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, branch_histories, checked_seed, fit, split
 from flawflow.metrics import auroc, auroc_error
 from flawflow.recipe import Recipe
 from flawflow.synthesis import Method, draw_synthetic
 from flawflow.training import Epoch, kept_epoch
-from flawflow.types import Category
+from flawflow.types import AnomalyMap, Category, Image
 
 TRIED = "tried"  # in a detector's provenance: the recipes it was chosen from
 
@@ -27,6 +27,7 @@ TRIED = "tried"  # in a detector's provenance: the recipes it was chosen from
 # Kinds of synthetic defects, and how many of each a detector is judged by.
 KINDS: tuple[Method, ...] = ("nsa", "scar", "perlin", "cutpaste", "strokes", "stains")
 _DEFECTS = 12
+_GROUP = 8  # images at once
 _STEP = 4  # of the pixels of maps and masks, in rows and columns, one in four is compared
 
 
@@ -161,11 +162,15 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
     cut into tiles, whose scores are none of an image, the epoch's own numbers are taken.
     """
     if detector.recipe.tiling.side:
-        epoch = kept_epoch([Epoch(**entry) for entry in detector.provenance["history"]])
-        return Verdict(epoch.image_auroc, epoch.pixel_auroc, epoch.error)
+        histories = [history for _, history in branch_histories(detector.provenance, detector.recipe)]
+        return _mean_verdict([kept_epoch([Epoch(**entry) for entry in history]) for history in histories])
     source = ImageSource(held_out, detector.recipe.size)
     scorer = detector.scorer
-    good = scorer([source(index) for index in range(len(source))])
+
+    def scored(images: Sequence[Image]) -> list[tuple[float, AnomalyMap]]:
+        return [one for start in range(0, len(images), _GROUP) for one in scorer(images[start : start + _GROUP])]
+
+    good = scored([source(index) for index in range(len(source))])
     rows: list[tuple[float, float]] = []
     for kind in KINDS:
         synthesis = replace(detector.recipe.synthesis, method=kind, sharpness=0.0)
@@ -177,9 +182,9 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
         twins = [(one.defective, one.mask) for one in drawn if one is not None and one.mask.any()]
         if not twins:
             continue
-        scored = good + scorer([image for image, _ in twins])
+        every = good + scored([image for image, _ in twins])
         labels = np.repeat([False, True], [len(good), len(twins)])
-        scores, maps = np.array([score for score, _ in scored]), np.stack([found for _, found in scored])
+        scores, maps = np.array([score for score, _ in every]), np.stack([found for _, found in every])
         outlines = np.zeros(maps.shape, np.bool_)
         outlines[len(good) :] = [mask for _, mask in twins]
         thinned = maps[:, ::_STEP, ::_STEP].ravel(), outlines[:, ::_STEP, ::_STEP].ravel()
@@ -189,6 +194,17 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
         return Verdict(None, None, 0.0)
     image, pixel = np.mean(rows, axis=0).tolist()
     return Verdict(image, pixel, 0.5 * auroc_error(image, _DEFECTS * len(rows), len(source)))
+
+
+def _mean_verdict(epochs: Sequence[Epoch]) -> Verdict:
+    """What the epochs of a detector's branches say of it together."""
+
+    def mean(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    image, pixel = mean([one.image_auroc for one in epochs]), mean([one.pixel_auroc for one in epochs])
+    return Verdict(image, pixel, max(one.error for one in epochs))
 
 
 def checkpoints(file: Path, count: int) -> list[Path]:

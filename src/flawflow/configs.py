@@ -37,7 +37,8 @@ def read_settings(kind: type[T], values: Any, name: str) -> T:
 def change_settings(settings: T, changes: Mapping[str, str], name: str) -> T:
     """Copy of ``settings`` with dotted keys set: ``{"flow.blocks": "4"}``.
 
-    A text is read as JSON where it is JSON (``4``, ``true``, ``null``, ``[2, 3]``), else taken as it stands.
+    A text is read as JSON where it is JSON (``4``, ``true``, ``null``, ``[2, 3]``), else taken as it stands. A key of
+    settings that are None begins them with their defaults.
 
     Raises:
         OptionError: a key is unknown or a value does not fit.
@@ -46,9 +47,13 @@ def change_settings(settings: T, changes: Mapping[str, str], name: str) -> T:
     for key, text in changes.items():
         *parents, leaf = key.split(".")
         node: Any = tree
+        unset = False
         for parent in parents:
+            unset = isinstance(node, dict) and parent in node and node[parent] is None
+            if unset:
+                node[parent] = {}
             node = node.get(parent) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or leaf not in node:
+        if not isinstance(node, dict) or (leaf not in node and not unset):
             raise OptionError(f"{name} has no setting '{key}': expected one of {', '.join(_leaves(tree))}")
         try:
             node[leaf] = json.loads(text)

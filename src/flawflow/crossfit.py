@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flawflow.backbones import Backbone
 from flawflow.errors import DatasetError
-from flawflow.features import extract, shifted, views
+from flawflow.features import extract
 from flawflow.fitting import standardise
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
@@ -60,7 +60,7 @@ def cross_fit(
 
     Args:
         features: (N, C, h, w) of N ≥ ``FEWEST`` good images, for each of the views that the recipe looks through.
-        recipe: its size, flow, views and the smoothing of its maps are used.
+        recipe: its size, flow and the smoothing of its maps are used.
         seed: draws the folds.
         device: where to compute.
         say: gets lines about the progress; None = silent.
@@ -88,14 +88,12 @@ def cross_fit(
 
 
 def _scores(seen: Sequence[NDArray[np.float32]], recipe: Recipe, limit: float) -> NDArray[np.float64]:
-    """Image scores (N,) of one map (N, h, w) a view, put over each other as inspection does it."""
-    scores = []
-    for maps in zip(*seen, strict=True):
-        total = torch.zeros(1, recipe.size, recipe.size)
-        for one, (dy, dx) in zip(maps, views(recipe.scoring.shift), strict=True):
-            total += shifted(enlarge(torch.from_numpy(one)[None], recipe.size), -dy, -dx)
-        scores += image_scores(total / len(seen), _TOP, _LEVEL, limit).tolist()
-    return np.array(scores)
+    """Image scores (N,) of one map (N, h, w) a view: the mean of the views' scores, as inspection does it."""
+    scores = [
+        [float(image_scores(enlarge(torch.from_numpy(one)[None], recipe.size), _TOP, _LEVEL, limit)) for one in maps]
+        for maps in seen
+    ]
+    return np.asarray(np.mean(scores, axis=0), np.float64)
 
 
 def _gaussian_fit(

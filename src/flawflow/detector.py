@@ -15,7 +15,7 @@ from torch import Tensor
 from flawflow.ahead import ahead
 from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import COMPACT, Backbone, PackedBackbone, build_backbone, unpack_backbone
-from flawflow.branch import Branch, look
+from flawflow.branch import Branch, grid_of, look
 from flawflow.calibration import Budget, Decision, decide, p_value
 from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
 from flawflow.exported import SUFFIXES
@@ -107,7 +107,7 @@ class Detector:
         def network(images: Sequence[Image]) -> Tensor:
             return look(self.branches, self.recipe, images, self.device)
 
-        return Scorer(self.recipe, self.backbone.grid, self.calibration.level_limits, network)
+        return Scorer(self.recipe, grid_of(self.branches), self.calibration.level_limits, network)
 
     def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
         """Height and width of a cell of the map, in pixels of an image of (height, width)."""
@@ -206,7 +206,11 @@ class Detector:
             for flow, part in zip(flows, parts, strict=True):
                 flow.load_state_dict({name: one for name, one in part.items() if not name.startswith(_BUNDLED)})
             hashes = [one["sha256"] for one in about]
+            if weights_file is not None and not isinstance(weights_file, str):
+                raise ValueError(f"a weights file named {weights_file!r}")
             known = Calibration.from_dict(calibration)
+            if len(known.level_limits) not in (0, len(about)):
+                raise ValueError(f"{len(known.level_limits)} limits of levels for {len(about)} networks")
             packed = _packed(header, parts)
             reference = Reference.from_dict(json.loads(header["reference"])) if "reference" in header else None
         except (KeyError, TypeError, ValueError, RuntimeError) as cause:
@@ -221,7 +225,7 @@ class Detector:
         branches = []
         for number, (spec, flow, sha256) in enumerate(zip(recipe.backbones, flows, hashes, strict=True)):
             brought = recipe.weights_of(spec, file)
-            if packed is not None and weights is None:
+            if packed is not None and brought is None:
                 backbone = unpack_backbone(spec, recipe.size, packed[number])
             else:
                 backbone = build_backbone(spec, recipe.size, brought)
@@ -258,7 +262,7 @@ def calibrate(
     def network(batch: Sequence[Image]) -> Tensor:
         return look(branches, recipe, batch, device)
 
-    scorer = Scorer(recipe, branches[0].backbone.grid, level_limits, network)
+    scorer = Scorer(recipe, grid_of(branches), level_limits, network)
     scores: list[float] = []
     peaks: list[float] = []
     values: list[NDArray[np.float32]] = []

@@ -154,7 +154,7 @@ class FeatureJob:
         if self.synthesis.sharpness > 0:
             plan += [(make_key(drawn | {"kind": "normal", "version": v}), "normal", v) for v in range(versions)]
         else:
-            different = range(min(versions, len(views(self.shift))))
+            different = range(len(views(self.shift)))  # all that inspection will look through
             plan += [(make_key(base | {"kind": "plain", "version": v}), "normal", v) for v in different]
         if with_synthetic:
             plan += [(make_key(drawn | {"kind": "synthetic", "version": v}), "synthetic", v) for v in range(versions)]

@@ -3,7 +3,7 @@
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
-from flawflow.branch import Branch
+from flawflow.branch import Branch, finest
 from flawflow.calibration import Budget
 from flawflow.datasets import draw_shots, open_folder
 from flawflow.detector import Detector, DeviceName, calibrate, resolve_device
@@ -47,6 +47,7 @@ Say = Callable[[str], None]
 LEAST_IMAGES = 4
 # Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
 HELD_OUT_SEED = 1_000_003
+_HISTORIES = ("history", "history_beside")  # in a detector's provenance: the validated epochs of each branch
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,8 @@ def fit(
         seed: fixes everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         store: where features are kept.
-        checkpoint: file from which a killed fit goes on; removed at the end.
+        checkpoint: file from which a killed fit goes on, see `branch_checkpoints`; to be removed once the detector is
+            saved.
         select_on_test: choose the epoch on the category's test images, as the paper did; the detector says so.
         bundle: the detector's file is to carry the backbone, for machines without timm and without its weights.
         budget: how often a good image may be called defective; None = `Budget`'s defaults. It changes the verdicts
@@ -115,7 +117,8 @@ def fit(
     backbones = [
         build_backbone(one, recipe.size, recipe.weights_of(one, weights)).to(target) for one in recipe.backbones
     ]
-    sources = [open_source([s.path for s in part], recipe, seed, backbones[0].grid) for part in (learn, held)]
+    grid = finest([one.grid for one in backbones])
+    sources = [open_source([s.path for s in part], recipe, seed, grid) for part in (learn, held)]
     check_tiles(sources, recipe)
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     for backbone in backbones if bundle else ():
@@ -161,19 +164,26 @@ def fit(
             limits += level_limits(flow, data, sources[0], recipe, target)
         good = whole_images(sources[1])
         calibration = replace(calibrate(branches, recipe, good, target, tuple(limits)), budget=budget or Budget())
-    provenance |= {"history": [asdict(epoch) for epoch in histories[0]]}
-    provenance |= {"history_beside": [asdict(epoch) for one in histories[1:] for epoch in one]} if recipe.beside else {}
+    provenance |= {
+        name: [asdict(epoch) for epoch in history] for name, history in zip(_HISTORIES, histories, strict=False)
+    }
     provenance["seconds"] = {
         "features": round(features_done - started, 2),
         "training": round(time.perf_counter() - features_done, 2),
     }
-    for backbone, history in zip(backbones, histories, strict=True):
-        if say:
-            say((f"{backbone.spec.name}: " if recipe.beside else "") + _summary(history, provenance))
+    if say:
+        kept = zip(recipe.labels, histories, strict=True)
+        say(_summary([(f"{label}: " if recipe.beside else "", kept_epoch(one)) for label, one in kept], provenance))
     detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
     if not recipe.tiling.side:  # drift is told from whole resized images
         detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
+
+
+def branch_histories(provenance: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The label of each branch with its validated epochs as a detector's provenance keeps them; none without any."""
+    known = [provenance.get(name, []) for name in _HISTORIES]
+    return [(label, history) for label, history in zip(recipe.labels, known, strict=False) if history]
 
 
 def branch_checkpoints(file: Path, count: int) -> list[Path]:
@@ -386,13 +396,14 @@ def _test_validation(category: Category, recipe: Recipe, backbone: Backbone, dev
     return Validation(((features, cells, flags),), cautious=False)
 
 
-def _summary(history: Sequence[Epoch], provenance: dict[str, Any]) -> str:
-    best = kept_epoch(history)
-    shown = [
-        f"{n} AUROC {v:.4f}" for n, v in (("image", best.image_auroc), ("pixel", best.pixel_auroc)) if v is not None
-    ]
+def _summary(kept: Sequence[tuple[str, Epoch]], provenance: dict[str, Any]) -> str:
+    lines = []
+    for label, best in kept:
+        values = (("image", best.image_auroc), ("pixel", best.pixel_auroc))
+        shown = [f"{name} AUROC {value:.4f}" for name, value in values if value is not None]
+        lines.append(f"{label}kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'}")
     seconds = provenance["seconds"]
     return (
-        f"kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'} on "
-        f"{provenance['selected_on']} ({seconds['features']:.0f} s features, {seconds['training']:.0f} s training)"
+        f"{'; '.join(lines)} on {provenance['selected_on']} ({seconds['features']:.0f} s features, "
+        f"{seconds['training']:.0f} s training)"
     )

@@ -38,7 +38,7 @@ def highest_level(
 def level_limits(
     flow: Flow, data: FeatureSet, source: ImageSource, recipe: Recipe, device: torch.device
 ) -> tuple[float, ...]:
-    """The highest level of the images or tiles that were learned from, each image's tiles taken together.
+    """The highest level of the images or tiles that were learned from in the first view, each image's tiles together.
 
     Nothing where the recipe's scores have no level.
     """

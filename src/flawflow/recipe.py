@@ -121,7 +121,7 @@ class Recipe:
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
         beside: a second network, which comes with the package or is the first one with other taps, and gets a flow of
-            its own: the likelihoods of both count (a product of experts).
+            its own: maps and scores are the means of both, in nats.
     """
 
     name: str = "default"
@@ -164,7 +164,14 @@ class Recipe:
     @property
     def networks(self) -> str:
         """The frozen networks by name, for people."""
-        return " and ".join(one.name for one in self.backbones)
+        return " and ".join(self.labels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tells the branches from one another, for people: the network's name, and where needed its taps."""
+        if self.beside is None or self.beside.name != self.backbone.name:
+            return tuple(one.name for one in self.backbones)
+        return tuple(f"{one.name} ({', '.join(map(str, one.taps))})" for one in self.backbones)
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
         """The file of that backbone's weights, where one was brought for the recipe's network."""

@@ -104,13 +104,16 @@ class Scorer:
         top = scoring.top
         if tiling.side:
             top = min(1.0, top * (tiling.side // (pitch or self.pitch)) ** 2 / maps[0, 0].numel())
-        found = image_scores(maps.flatten(0, 1), top)  # of each look
-        if scoring.level:
-            levels = image_levels((maps if raw is None else raw).flatten(0, 1), scoring.level)
-            limits = torch.tensor(self.level_limits or (math.inf,))
-            each = limits.repeat_interleave(maps.shape[1] // len(limits))  # the looks of a branch have one limit
-            found = found - levels.minimum(each.repeat(len(maps)))
-        return found.reshape(maps.shape[:2]).mean(dim=1)
+        looks = maps.shape[1]
+        limits = self.level_limits or (math.inf,)
+        found = []
+        for number in range(looks):  # one after the other, for the sake of memory
+            score = image_scores(maps[:, number], top)
+            if scoring.level:
+                levels = image_levels((maps if raw is None else raw)[:, number], scoring.level)
+                score = score - levels.clamp(max=limits[number * len(limits) // looks])  # one limit a branch
+            found.append(score)
+        return torch.stack(found).mean(dim=0)
 
     def __call__(self, images: Sequence[Image], roi: Roi | None = None) -> list[tuple[float, AnomalyMap]]:
         """Score and map of each image; the map is NaN at places that the regions ignore.

@@ -20,7 +20,7 @@ from flawflow.types import AnomalyMap, Image
 
 STEP = 16
 LARGEST_SIDE = 8192  # of a tile; eight of them padded at the rim of an image then take 1.6 GB
-_MOST_CELLS = 1 << 23  # of a map: some 200 MB while it is scored, however small the tiles
+_MOST_CELLS = 1 << 23  # of a map: some 200 MB while a look is scored, however small the tiles
 _FINER = 4  # map cells along one cell of the flow's grid, at least
 
 

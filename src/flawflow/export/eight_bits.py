@@ -5,6 +5,7 @@ products see the finest differences: what eight bits take there, no later layer 
 """
 
 import logging
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -107,19 +108,22 @@ class _Pixels(CalibrationDataReader):  # type: ignore[misc]
         return None if image is None else {"pixels": image[None]}
 
 
-def products(body: onnx.ModelProto) -> list[list[str]]:
-    """The nodes that multiply with weights of the backbone, first to last; those that share weights together.
+def products(body: onnx.ModelProto) -> list[list[list[str]]]:
+    """For each branch the nodes that multiply with weights of its backbone, first to last; those that share weights
+    together.
 
     An image that is looked at in several views goes through the same weights several times.
     """
     constants = {one.name: one for one in body.graph.initializer}
-    shared: dict[bytes, list[str]] = {}
+    branches: dict[str, dict[bytes, list[str]]] = {}
     for node in body.graph.node:
-        if node.op_type in _PRODUCTS and node.input[1] in constants and _is_of_backbone(node):
+        branch = _branch_of(node)
+        if node.op_type in _PRODUCTS and node.input[1] in constants and branch is not None:
             # By what they hold: transposed weights are written down anew for each use.
             weights = numpy_helper.to_array(constants[node.input[1]])
+            shared = branches.setdefault(branch, {})
             shared.setdefault(sha256(weights.tobytes()).digest(), []).append(node.name)
-    return list(shared.values())
+    return [list(shared.values()) for shared in branches.values()]
 
 
 def plain_weights(body: onnx.ModelProto) -> onnx.ModelProto:
@@ -151,7 +155,7 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
     Args:
         body: the network.
         images: uint8 RGB (S, S, 3), whose activations set the ranges.
-        spared: how many of the first `products` stay as they are; fewer than there are.
+        spared: how many of each branch's first `products` stay as they are; fewer than there are.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         written = Path(folder) / "body.onnx"
@@ -163,7 +167,7 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
             _Pixels(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(_PRODUCTS),
-            nodes_to_quantize=[name for names in products(body)[spared:] for name in names],
+            nodes_to_quantize=[name for branch in products(body) for names in branch[spared:] for name in names],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -172,8 +176,11 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
         return onnx.load(str(written))
 
 
-def _is_of_backbone(node: onnx.NodeProto) -> bool:
-    return any(entry.key == _SCOPES and ".backbone'" in entry.value for entry in node.metadata_props)
+def _branch_of(node: onnx.NodeProto) -> str | None:
+    """The number of the branch whose backbone the node belongs to; None for nodes of no backbone."""
+    scopes = (entry.value for entry in node.metadata_props if entry.key == _SCOPES)
+    found = next((re.search(r"'branches\.(\d+)\.backbone'", text) for text in scopes), None)
+    return found[1] if found else None
 
 
 @contextmanager

@@ -152,7 +152,8 @@ def _in_eight_bits(
     ranges = ImageSource(good.ranges(), detector.recipe.size)
     say(f"writing the network as {kind}, in eight bits with ranges of {len(ranges)} good images")
     body = plain_weights(detector_body(detector))
-    tried = [spared for spared in SPARED if spared < len(products(body))]
+    fewest = min((len(one) for one in products(body)), default=0)
+    tried = [spared for spared in SPARED if spared < fewest]
     if not tried:
         raise OptionError("this detector's backbone has too few products for eight bits: export it without --int8")
     twins = Twins.drawn(good.judged(), detector)

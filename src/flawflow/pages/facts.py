@@ -10,6 +10,7 @@ import torch
 
 from flawflow.calibration import Decision, confidence_percent, promise, promised_percent, rate_percent
 from flawflow.detector import Detector
+from flawflow.fitting import branch_histories
 from flawflow.recipe import RECIPES, named_recipe
 from flawflow.report import Axis, Line, Mark, Markup, Section, line_chart
 from flawflow.training import Epoch, kept_epoch
@@ -75,9 +76,8 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
 
 def histories(detector: Detector) -> list[tuple[str, list[dict[str, Any]]]]:
     """The validated epochs of each branch, after what tells it from another one, in words; none without any."""
-    found = [detector.provenance.get(key, []) for key in ("history", "history_beside")]
-    names = [f", {one.name}" if detector.recipe.beside else "" for one in detector.recipe.backbones]
-    return [(name, history) for name, history in zip(names, found, strict=False) if history]
+    known = branch_histories(detector.provenance, detector.recipe)
+    return [(f", {label}" if detector.recipe.beside else "", history) for label, history in known]
 
 
 def _curves(name: str, history: Sequence[Mapping[str, Any]]) -> list[Markup]:
@@ -108,9 +108,10 @@ def settings_section(detector: Detector) -> Section:
     recipe = detector.recipe
     values = _flat(recipe.to_dict())
     base = _flat(named_recipe(recipe.name).to_dict()) if recipe.name in RECIPES else {}
-    changed = {k: v for k, v in values.items() if base.get(k) != v and k not in _UNTOLD}
+    changed = {k: v for k, v in values.items() if (k not in base or base[k] != v) and k not in _UNTOLD}
     found = {k: v for k, v in changed.items() if k.startswith("synthesis.nsa.") or k.endswith(".background")}
-    rows = [(key, _shown(base.get(key)), _shown(value)) for key, value in changed.items() if key not in found]
+    usual = {key: base.get(key, base.get(f"{key}.name")) for key in changed}
+    rows = [(key, _shown(usual[key]), _shown(value)) for key, value in changed.items() if key not in found]
     pairs = [
         ("recipe", recipe.name),
         ("input", f"{recipe.size} × {recipe.size} pixels"),
