@@ -97,6 +97,15 @@ def test_what_does_not_fit_is_named(values: Any, message: str) -> None:
         read_settings(Outer, values, "outer")
 
 
+def test_settings_that_are_none_can_be_begun_key_by_key() -> None:
+    begun = change_settings(Outer(), {"more.kind": "b", "more.limit": "[1, 2]"}, "outer")
+    assert begun == Outer(more=Inner(kind="b", limit=(1, 2)))
+    assert change_settings(begun, {"more.kind": "a"}, "outer") == Outer(more=Inner(limit=(1, 2)))
+    for key in ("more.kinds", "note.kind"):
+        with pytest.raises(OptionError):
+            change_settings(Outer(), {key: "b"}, "outer")
+
+
 @pytest.mark.parametrize(
     ("key", "text", "expected"),
     [

@@ -44,16 +44,16 @@ def change_settings(settings: T, changes: Mapping[str, str], name: str) -> T:
         OptionError: a key is unknown or a value does not fit.
     """
     tree: dict[str, Any] = asdict(settings)  # type: ignore[call-overload]
+    begun: list[Any] = []  # what is None and gets settings now: which of them there are is known when they are read
     for key, text in changes.items():
         *parents, leaf = key.split(".")
         node: Any = tree
-        unset = False
         for parent in parents:
-            unset = isinstance(node, dict) and parent in node and node[parent] is None
-            if unset:
+            if isinstance(node, dict) and parent in node and node[parent] is None:
                 node[parent] = {}
+                begun.append(node[parent])
             node = node.get(parent) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or (leaf not in node and not unset):
+        if not isinstance(node, dict) or (leaf not in node and not any(node is one for one in begun)):
             raise OptionError(f"{name} has no setting '{key}': expected one of {', '.join(_leaves(tree))}")
         try:
             node[leaf] = json.loads(text)
