@@ -21,12 +21,13 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, ImageError, InputError, OptionError, OutputError
 from flawflow.features import ImageSource
-from flawflow.fitting import LEAST_IMAGES, moments, resolve_synthesis, split, standardise
+from flawflow.fitting import LEAST_IMAGES, resolve_synthesis, split
 from flawflow.flow import Flow, FlowConfig
 from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
 from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
 from flawflow.types import Category, Sample
+from flawflow.untrained import moments, standardise
 
 RECIPE = Recipe(
     name="small",

@@ -8,10 +8,10 @@ import torch
 from torch.distributions import Normal
 
 from flawflow.errors import OptionError
-from flawflow.fitting import remember
 from flawflow.flow import Flow, FlowConfig, Memory
 from flawflow.recipe import named_recipe
 from flawflow.scoring import location_scores
+from flawflow.untrained import remember
 
 C, SIDE = 6, 5
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from flawflow.backbones import Backbone
 from flawflow.errors import DatasetError
 from flawflow.features import extract
-from flawflow.fitting import standardise
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.levels import highest_level
 from flawflow.recipe import Recipe, ScoringConfig
 from flawflow.scoring import enlarge, image_scores, location_scores, smooth
+from flawflow.untrained import standardise
 
 FEWEST = 8
 FOLDS = 5

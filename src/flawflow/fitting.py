@@ -1,6 +1,5 @@
 """From good images to a detector. One of the files that know the order: images → features → flow → detector."""
 
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
@@ -35,12 +33,12 @@ from flawflow.flow import Flow
 from flawflow.images import read_mask, resize_mask
 from flawflow.levels import level_limits
 from flawflow.recipe import Recipe, named_recipe
-from flawflow.scoring import location_scores
 from flawflow.sources import check_tiles, open_source, whole_images
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
 from flawflow.types import Category, Sample
+from flawflow.untrained import remember, standardise
 from flawflow.watching import refer
 
 Say = Callable[[str], None]
@@ -123,47 +121,35 @@ def fit(
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     for backbone in backbones if bundle else ():
         backbone.pack()  # one that cannot be bundled is refused before the long work
-    digests = [source.digests() for source in sources]
-    seen = ImageSource([s.path for s in category.test], 1).digests() if select_on_test else []
-    provenance = _origin(category, target) | _images(digests[0], digests[1], seen)
+    provenance = _origin(category, target) | _images(category, sources, select_on_test)
     provenance |= {
         "learned_from": len(learn),
         "held_out": len(held),
         "tiles": len(sources[0]) if recipe.tiling.side else None,
         "shots": shots,
         "seed": seed,
-        "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
     }
     files = branch_checkpoints(checkpoint, len(backbones)) if checkpoint else [None] * len(backbones)
-    branches: list[Branch] = []
-    histories: list[list[Epoch]] = []
-    limits: list[float] = []
     with (store or StoreOptions()).open() as opened:
         features = [_features(opened, sources, one, recipe, seed, target, say) for one in backbones]
         features_done = time.perf_counter()
-        for backbone, (data, held_out), file in zip(backbones, features, files, strict=True):
-            flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
-            standardise(flow, data.normal)
-            flow.to(target)
-            on_test = _test_validation(category, recipe, backbone, target) if select_on_test else None
-            history = train(
-                flow,
+        learned = [
+            _learn(
+                backbone,
                 data,
-                on_test or Validation.from_synthetic(held_out),
-                recipe.training,
-                recipe.scoring,
-                seed=seed,
-                device=target,
-                checkpoint=file,
-                run_key=_run_key(recipe, backbone, provenance),
-                progress=say is not None,
+                sources[0],
+                _validation(held_out, category if select_on_test else None, recipe, backbone, target),
+                recipe,
+                provenance,
+                target,
+                file,
+                say,
             )
-            remember(flow, data.normal, sources[0].owners, target)
-            branches.append(Branch(backbone, flow))
-            histories.append(history)
-            limits += level_limits(flow, data, sources[0], recipe, target)
+            for backbone, (data, held_out), file in zip(backbones, features, files, strict=True)
+        ]
+        branches, histories, limits = zip(*learned, strict=True)
         good = whole_images(sources[1])
-        calibration = replace(calibrate(branches, recipe, good, target, tuple(limits)), budget=budget or Budget())
+        found = calibrate(branches, recipe, good, target, tuple(chain(*limits)))
     provenance |= {
         name: [asdict(epoch) for epoch in history] for name, history in zip(_HISTORIES, histories, strict=False)
     }
@@ -174,10 +160,43 @@ def fit(
     if say:
         kept = zip(recipe.labels, histories, strict=True)
         say(_summary([(f"{label}: " if recipe.beside else "", kept_epoch(one)) for label, one in kept], provenance))
+    calibration = replace(found, budget=budget or Budget())
     detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
     if not recipe.tiling.side:  # drift is told from whole resized images
         detector.reference = refer(detector, list(whole_images(sources[1])))
     return detector
+
+
+def _learn(
+    backbone: Backbone,
+    data: FeatureSet,
+    source: ImageSource,
+    validation: Validation,
+    recipe: Recipe,
+    provenance: Mapping[str, Any],
+    device: torch.device,
+    checkpoint: Path | None,
+    say: Say | None,
+) -> tuple[Branch, list[Epoch], tuple[float, ...]]:
+    """A flow on the features of one backbone, its validated epochs, and its limit of levels, where there is one."""
+    seed = provenance["seed"]
+    flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
+    standardise(flow, data.normal)
+    flow.to(device)
+    history = train(
+        flow,
+        data,
+        validation,
+        recipe.training,
+        recipe.scoring,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        run_key=_run_key(recipe, backbone, provenance),
+        progress=say is not None,
+    )
+    remember(flow, data.normal, source.owners, device)
+    return Branch(backbone, flow), history, level_limits(flow, data, source, recipe, device)
 
 
 def branch_histories(provenance: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -216,9 +235,15 @@ def _origin(category: Category, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _images(learned: list[str], held_out: list[str], seen: list[str]) -> dict[str, Any]:
-    """Which files a detector knows, by their digests; test images that chose the epoch count as learned."""
+def _images(category: Category, sources: Sequence[ImageSource], select_on_test: bool) -> dict[str, Any]:
+    """Which files a detector knows, by their digests; test images that chose the epoch count as learned.
+
+    ``sources`` are of the images learned from and of those held out.
+    """
+    learned, held_out = (source.digests() for source in sources)
+    seen = ImageSource([s.path for s in category.test], 1).digests() if select_on_test else []
     return {
+        "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
         "images": make_key({"images": learned + held_out}),
         LEARNED_IMAGES: known_again(learned + seen),
         VALIDATION_IMAGES: known_again(held_out),
@@ -226,7 +251,7 @@ def _images(learned: list[str], held_out: list[str], seen: list[str]) -> dict[st
     }
 
 
-def _run_key(recipe: Recipe, backbone: Backbone, provenance: dict[str, Any]) -> str:
+def _run_key(recipe: Recipe, backbone: Backbone, provenance: Mapping[str, Any]) -> str:
     """Names a training: a checkpoint of another one is not gone on from."""
     known = {name: provenance[name] for name in ("flawflow", "images", "seed", "selected_on", "device")}
     return make_key(known | {"recipe": recipe.to_dict(), "weights": backbone.weights_hash})
@@ -293,70 +318,6 @@ def judges(synthesis: SynthesisSettings) -> tuple[SynthesisSettings, SynthesisSe
     return known, replace(known, method="cutpaste" if known.method != "cutpaste" else "perlin")
 
 
-@torch.no_grad()
-def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
-    """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments."""
-    if flow.whitening is not None:
-        flow.whitening.fit(*moments(maps), flow.config.shrinkage)
-    if flow.places is not None:
-        total = torch.zeros(flow.places.mean.shape, dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for row in chain(*maps):
-            x = torch.from_numpy(row.astype(np.float32))[None]
-            x = (x if flow.whitening is None else flow.whitening(x)[0])[0].double()
-            total += x
-            squares += x.square()
-        # Versions of one image are no further images: they say nothing of how images differ.
-        flow.places.fit(total / len(maps), squares / len(maps), len(maps[0]))
-
-
-@torch.inference_mode()
-def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], owners: NDArray[np.intp], device: torch.device) -> None:
-    """Fill the flow's memory, where it has one, with the least likely cells of the training images.
-
-    ``owners`` (N,) tells which image each of the maps (N, C, h, w) of a version is, or is a tile of.
-    """
-    if flow.memory is None:
-        return
-
-    def scored(rows: NDArray[np.float16]) -> tuple[torch.Tensor, torch.Tensor]:
-        z, log_det = flow(torch.from_numpy(rows.astype(np.float32)).to(device))
-        return z, location_scores(z, log_det, "nll")
-
-    step = math.ceil(len(maps[0]) / 64)
-    sample = torch.cat([scored(row[None])[1] for one in maps for row in one[::step]]).flatten()
-    cells = sum(len(one) for one in maps) * math.prod(maps[0].shape[2:])
-    share = min(flow.config.memory, flow.config.memory_most / cells)
-    rank = max(1, round((1 - share) * sample.numel()))
-    threshold = float(sample.kthvalue(rank).values)
-    latents, places, known = [], [], []
-    whose = torch.from_numpy(owners).to(device)
-    for one in maps:
-        for start in range(0, len(one), 8):
-            z, nll = scored(one[start : start + 8])
-            image, row, column = (nll > threshold).nonzero(as_tuple=True)
-            latents.append(z[image, :, row, column].half())
-            places.append(torch.stack([row, column], dim=1))
-            known.append(whose[image + start])
-    flow.memory.fit(torch.cat(latents), torch.cat(places), torch.cat(known), threshold)
-
-
-def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (C,) and covariance (C, C) over all versions, images and locations, float64."""
-    channels = maps[0].shape[1]
-    count, total = 0, torch.zeros(channels, dtype=torch.float64)
-    product = torch.zeros(channels, channels, dtype=torch.float64)
-    shift = torch.from_numpy(maps[0][0].astype(np.float32)).mean(dim=(1, 2))[:, None]
-    for row in chain(*maps):
-        # Shifted by a first mean, so that float32 products lose no digits to a large common offset.
-        x = torch.from_numpy(row.astype(np.float32)).flatten(1) - shift
-        total += x.sum(dim=1).double()
-        product += (x @ x.T).double()
-        count += x.shape[1]
-    mean = total / count
-    return mean + shift[:, 0].double(), product / count - mean[:, None] * mean[None, :]
-
-
 def _features(
     store: FeatureStore,
     sources: Sequence[ImageSource],
@@ -366,6 +327,7 @@ def _features(
     device: torch.device,
     say: Say | None,
 ) -> tuple[FeatureSet, FeatureSet]:
+    """What is learned from, and what chooses the epoch unless test images do."""
     shift = recipe.scoring.shift
     learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device, shift)
     with_synthetic = recipe.training.objective != "unsupervised"
@@ -381,7 +343,12 @@ def _features(
     )
 
 
-def _test_validation(category: Category, recipe: Recipe, backbone: Backbone, device: torch.device) -> Validation:
+def _validation(
+    held_out: FeatureSet, category: Category | None, recipe: Recipe, backbone: Backbone, device: torch.device
+) -> Validation:
+    """From held-out images, or from the test images of a category, where one is given."""
+    if category is None:
+        return Validation.from_synthetic(held_out)
     if not any(s.is_defective for s in category.test):
         raise OptionError(
             f"--select-on-test needs test images with defects, and '{category.name}' has none: leave the option out"

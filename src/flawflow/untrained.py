@@ -1,0 +1,76 @@
+"""What of a flow is found from the features rather than trained: whitening, each place's moments, the memory."""
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flawflow.flow import Flow
+from flawflow.scoring import location_scores
+
+
+@torch.no_grad()
+def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
+    """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments."""
+    if flow.whitening is not None:
+        flow.whitening.fit(*moments(maps), flow.config.shrinkage)
+    if flow.places is not None:
+        total = torch.zeros(flow.places.mean.shape, dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for row in chain(*maps):
+            x = torch.from_numpy(row.astype(np.float32))[None]
+            x = (x if flow.whitening is None else flow.whitening(x)[0])[0].double()
+            total += x
+            squares += x.square()
+        # Versions of one image are no further images: they say nothing of how images differ.
+        flow.places.fit(total / len(maps), squares / len(maps), len(maps[0]))
+
+
+@torch.inference_mode()
+def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], owners: NDArray[np.intp], device: torch.device) -> None:
+    """Fill the flow's memory, where it has one, with the least likely cells of the training images.
+
+    ``owners`` (N,) tells which image each of the maps (N, C, h, w) of a version is, or is a tile of.
+    """
+    if flow.memory is None:
+        return
+
+    def scored(rows: NDArray[np.float16]) -> tuple[torch.Tensor, torch.Tensor]:
+        z, log_det = flow(torch.from_numpy(rows.astype(np.float32)).to(device))
+        return z, location_scores(z, log_det, "nll")
+
+    step = math.ceil(len(maps[0]) / 64)
+    sample = torch.cat([scored(row[None])[1] for one in maps for row in one[::step]]).flatten()
+    cells = sum(len(one) for one in maps) * math.prod(maps[0].shape[2:])
+    share = min(flow.config.memory, flow.config.memory_most / cells)
+    rank = max(1, round((1 - share) * sample.numel()))
+    threshold = float(sample.kthvalue(rank).values)
+    latents, places, known = [], [], []
+    whose = torch.from_numpy(owners).to(device)
+    for one in maps:
+        for start in range(0, len(one), 8):
+            z, nll = scored(one[start : start + 8])
+            image, row, column = (nll > threshold).nonzero(as_tuple=True)
+            latents.append(z[image, :, row, column].half())
+            places.append(torch.stack([row, column], dim=1))
+            known.append(whose[image + start])
+    flow.memory.fit(torch.cat(latents), torch.cat(places), torch.cat(known), threshold)
+
+
+def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (C,) and covariance (C, C) over all versions, images and locations, float64."""
+    channels = maps[0].shape[1]
+    count, total = 0, torch.zeros(channels, dtype=torch.float64)
+    product = torch.zeros(channels, channels, dtype=torch.float64)
+    shift = torch.from_numpy(maps[0][0].astype(np.float32)).mean(dim=(1, 2))[:, None]
+    for row in chain(*maps):
+        # Shifted by a first mean, so that float32 products lose no digits to a large common offset.
+        x = torch.from_numpy(row.astype(np.float32)).flatten(1) - shift
+        total += x.sum(dim=1).double()
+        product += (x @ x.T).double()
+        count += x.shape[1]
+    mean = total / count
+    return mean + shift[:, 0].double(), product / count - mean[:, None] * mean[None, :]
