@@ -89,8 +89,8 @@ class Scorer:
     def image_scores(self, maps: Tensor, raw: Tensor | None = None, pitch: int | None = None) -> Tensor:
         """Scores (B,) of the looks' maps (B, L, h, w), in their units: the mean of what each look scores.
 
-        The oddest places of a good image are others in each look, a defect's are the same; so what each look finds
-        oddest says more than the oddest places of their mean.
+        The oddest places of a good image are others in each look, a defect's are the same. Where it pays and where not:
+        docs/experiments.md, "Each look scored by itself, and two networks".
 
         With tiles ``scoring.top`` is a share of one tile, so that a defect does not fade among the many places of a
         large image.
