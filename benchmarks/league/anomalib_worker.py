@@ -13,6 +13,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import timm.models._builder as timm_builder
 import torch
 from anomalib import models
 from anomalib.data import Folder
+from anomalib.models.components.sampling import k_center_greedy
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import load_file
@@ -43,6 +45,25 @@ class Watch(Callback):  # type: ignore[misc, unused-ignore]
         """Called by the trainer."""
         self.epochs += 1
         trainer.should_stop = trainer.should_stop or time.perf_counter() >= self.end
+
+
+class Selection:
+    """PatchCore's greedy choice of cells to remember, ended when the minutes run out.
+
+    The first of a greedy choice are themselves one, of a smaller share: what PatchCore would have remembered with that.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self.end, self.reached, self.planned = time.perf_counter() + 60 * minutes, 0, 0
+
+    def __call__(self, steps: range, **_: Any) -> Iterator[int]:
+        """In place of the package's progress bar: the steps, as long as there is time."""
+        self.reached, self.planned = 1, len(steps) + 1  # the first cell is drawn before
+        for step in steps:
+            if time.perf_counter() >= self.end:
+                return
+            self.reached += 1
+            yield step
 
 
 def weights_from(file: Path | None) -> None:
@@ -87,8 +108,8 @@ def build(job: Job) -> Any:
     return kind(pre_processor=before, **arguments, **plain)
 
 
-def fit(model: Any, job: Job, work: Path) -> int:
-    """Train on the job's images; the number of epochs."""
+def fit(model: Any, job: Job, work: Path) -> tuple[int, int]:
+    """Train on the job's images; the number of epochs and how many the schedule has, or of cells to remember."""
     good = work / "data" / "good"
     good.mkdir(parents=True)
     for number, name in enumerate(job["train"]):
@@ -106,7 +127,9 @@ def fit(model: Any, job: Job, work: Path) -> int:
     if job["model"] in MEMORY_BANKS:
         # They train nothing, but would keep a gradient's graph over every step of the selection: gigabytes.
         model.requires_grad_(False)
-    watch = Watch(job["minutes"] or float("inf"))
+    minutes = job["minutes"] or float("inf")
+    watch, selection = Watch(minutes), Selection(minutes)
+    k_center_greedy.tqdm = selection
     arguments: Job = {
         "max_epochs": job["epochs"],
         "accelerator": "gpu" if job["device"] == "cuda" else "cpu",
@@ -119,7 +142,7 @@ def fit(model: Any, job: Job, work: Path) -> int:
     }
     # The package's own engine adds a checkpoint that it chooses on validation images: there are none.
     lightning.Trainer(callbacks=[watch], **(arguments | model.trainer_arguments)).fit(model, datamodule=data)
-    return watch.epochs
+    return (selection.reached, selection.planned) if selection.planned else (watch.epochs, job["epochs"])
 
 
 @torch.no_grad()
@@ -140,7 +163,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         started = time.perf_counter()
         model = build(job)
-        epochs = fit(model, job, Path(work))
+        epochs, planned = fit(model, job, Path(work))
         seconds = time.perf_counter() - started
     device = torch.device(job["device"])
     model = model.to(device).eval()
@@ -151,7 +174,7 @@ def main() -> None:
         "fit_seconds": seconds,
         "inspect_ms": 1000 * (time.perf_counter() - started) / len(found),
         "epochs": epochs,
-        "planned": job["epochs"],
+        "planned": planned,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     scores, maps = zip(*found, strict=True)

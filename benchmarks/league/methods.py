@@ -45,7 +45,7 @@ METHODS = (
         (RESNET,),
         model="Patchcore",
         arguments={"layers": ["layer2", "layer3"], "coreset_sampling_ratio": 0.1, "num_neighbors": 9},
-        note="published with WideResNet-50",
+        note="published with WideResNet-50; in place of epochs, how many of the cells to remember its minutes chose",
     ),
     Method(
         "padim",

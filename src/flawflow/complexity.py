@@ -38,10 +38,11 @@ class Complexity:
 def complexity(recipe: Recipe, device: torch.device) -> Complexity:
     """Counts and measures the recipe's backbone and flow. Raises OptionError where they cannot be built."""
     levels = _network(recipe).to(device).eval()
-    pixels = torch.zeros(1, 3, recipe.size, recipe.size, device=device)
+    seen = recipe.backbone.side(recipe.size)
+    pixels = torch.zeros(1, 3, seen, seen, device=device)
     maps = levels(pixels)
     stride = recipe.backbone.stride
-    side = recipe.size // stride if stride else max(one.shape[2] for one in maps)
+    side = seen // stride if stride else max(one.shape[2] for one in maps)
     features = join_levels(maps, (side, side), recipe.backbone)
     flow = Flow(features.shape[1], recipe.flow, 0, (side, side)).to(device).eval()
     return Complexity(
@@ -60,8 +61,9 @@ def _network(recipe: Recipe) -> nn.Module:
         return build_backbone(spec, recipe.size).levels
     from flawflow.backbones.timm_models import TimmLevels, make_network, outline
 
-    outline(spec, recipe.size)  # says what is wrong with taps and size
-    return TimmLevels(make_network(spec.name, recipe.size, "cpu"), spec.taps)
+    side = spec.side(recipe.size)
+    outline(spec, side)  # says what is wrong with taps and size
+    return TimmLevels(make_network(spec.name, side, "cpu"), spec.taps)
 
 
 def _gflops(module: nn.Module, x: Tensor) -> float:

@@ -120,8 +120,9 @@ class Recipe:
             version e mod versions (the paper draws anew each epoch).
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
-        beside: a second network, which comes with the package or is the first one with other taps, and gets a flow of
-            its own: maps and scores are the means of both, in nats.
+        beside: a second network, which comes with the package or is the first one otherwise tapped or at another scale,
+            and gets a flow of its own: maps and scores are the means of both, in nats. One that sees a smaller copy of
+            the image takes part in the score alone.
     """
 
     name: str = "default"
@@ -149,7 +150,7 @@ class Recipe:
                 "changes the likelihood alone; set scoring.score=nll, or flow.memory=0"
             )
         if self.beside == self.backbone:
-            raise OptionError("beside and backbone are one network with the same taps: name others, or beside=null")
+            raise OptionError("beside and backbone are the same network: name another, or other taps, or beside=null")
         if self.beside is not None and self.beside.name not in (self.backbone.name, *EMBEDDED):
             raise OptionError(
                 f"beside.name is {self.beside.name}: expected {self.backbone.name} with other taps, or one of "
@@ -162,15 +163,24 @@ class Recipe:
         return (self.backbone,) if self.beside is None else (self.backbone, self.beside)
 
     @property
+    def shown(self) -> tuple[bool, ...]:
+        """Of each branch whether it takes part in the map: those do that see the image largest."""
+        sides = [one.side(self.size) for one in self.backbones]
+        return tuple(side == max(sides) for side in sides)
+
+    @property
     def networks(self) -> str:
         """The frozen networks by name, for people."""
         return " and ".join(self.labels)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What tells the branches from one another, for people: the network's name, and where needed its taps."""
+        """What tells the branches from one another, for people: the network's name, and where needed its taps, or the
+        pixels that it sees."""
         if self.beside is None or self.beside.name != self.backbone.name:
             return tuple(one.name for one in self.backbones)
+        if self.beside.taps == self.backbone.taps:
+            return tuple(f"{one.name} at {one.side(self.size)} px" for one in self.backbones)
         return tuple(f"{one.name} ({', '.join(map(str, one.taps))})" for one in self.backbones)
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
@@ -252,12 +262,14 @@ def default() -> Recipe:
         ),
         scoring=ScoringConfig(score="nll", top=0.005, level=0.9, shift=4),
         versions=2,
+        beside=BackboneSpec(name=COMPACT, taps=(3,), scale=0.7),
     )
 
 
 def deit() -> Recipe:
     """The recipe `default` on DeiT-Tiny at 512 pixels; its weights have to be brought."""
-    return replace(default(), name="deit", size=512, backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)))
+    network = BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5))
+    return replace(default(), name="deit", size=512, backbone=network, beside=None)
 
 
 def pair() -> Recipe:
@@ -270,7 +282,8 @@ def fast() -> Recipe:
     time."""
     known = default()
     scoring = replace(known.scoring, shift=0)
-    return replace(known, name="fast", size=256, backbone=BackboneSpec(name=COMPACT, taps=(2,)), scoring=scoring)
+    network = BackboneSpec(name=COMPACT, taps=(2,))
+    return replace(known, name="fast", size=256, backbone=network, beside=None, scoring=scoring)
 
 
 def filters() -> Recipe:
@@ -285,6 +298,7 @@ def filters() -> Recipe:
         ),
         # Repeated edges are no texture that a filter bank knows, and would score highest of all.
         scoring=ScoringConfig(score="nll", sigma=1.0),
+        beside=None,
     )
 
 

@@ -73,8 +73,16 @@ class Scorer:
                 raise RoiMismatch(f"{file}: {error}") from error
         return image
 
+    def shown(self, looks: NDArray[np.float32]) -> AnomalyMap:
+        """The anomaly map (h, w) of what the looks (L, h, w) give: the mean of those by branches that are shown."""
+        branches = self.recipe.shown
+        each = len(looks) // len(branches)
+        kept = [looks[number * each : (number + 1) * each] for number, one in enumerate(branches) if one]
+        maps = kept[0] if len(kept) == 1 else np.concatenate(kept)
+        return np.asarray(maps[0] if len(maps) == 1 else maps.mean(axis=0), np.float32)
+
     def looks(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
-        """What each look at images uint8 RGB (H, W, 3) of any size gives; the anomaly map is their mean.
+        """What each look at images uint8 RGB (H, W, 3) of any size gives, ordered by branch.
 
         Returns:
             (L, size, size) each; with tiles (L, ⌈H / pitch⌉, ⌈W / pitch⌉), the pitch being that of `cell_size`.
@@ -130,11 +138,11 @@ class Scorer:
         shape = (image.shape[0], image.shape[1])
         pitch = self._pitch(shape) if self.recipe.tiling.side else None
         if roi is None:
-            return float(self.image_scores(whole, pitch=pitch)), _mean(raw)
+            return float(self.image_scores(whole, pitch=pitch)), self.shown(raw)
         sensitivity = self.sensitivity(roi, shape)
         weighed = np.stack([weigh(one, sensitivity) for one in raw])
         score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
-        return score, np.where(sensitivity > 0, weigh(_mean(raw), sensitivity), np.float32(np.nan))
+        return score, np.where(sensitivity > 0, weigh(self.shown(raw), sensitivity), np.float32(np.nan))
 
     def _pitch(self, shape: tuple[int, int]) -> int:
         return bounded_pitch(shape, self.recipe.tiling.side, self.pitch)
@@ -142,8 +150,3 @@ class Scorer:
     def _resized(self, images: Sequence[Image]) -> NDArray[np.float32]:
         maps: NDArray[np.float32] = self.network([resize_image(one, self.recipe.size) for one in images]).numpy()
         return maps
-
-
-def _mean(looks: NDArray[np.float32]) -> AnomalyMap:
-    """The anomaly map (h, w) of what the looks (L, h, w) give."""
-    return np.asarray(looks[0] if len(looks) == 1 else looks.mean(axis=0), np.float32)

@@ -37,7 +37,7 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
     score = float(detector.scorer.image_scores(looks)[0])
     normals = np.asarray(detector.calibration.image_scores)
     line = detector.decision(budget).threshold
-    found = Inspection(score, p_value(score, normals), score > line, looks[0].mean(dim=0).numpy())
+    found = Inspection(score, p_value(score, normals), score > line, detector.scorer.shown(looks[0].numpy()))
     return found, statistics(array, found.anomaly_map, score, [z[0] for z in latents])
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from flawflow.backbones.compact import LEVELS, NORM, CompactLevels, embedded_file
 from flawflow.backbones.filters import FilterBank
 from flawflow.backbones.graph import GraphLevels, record_graph
+from flawflow.backbones.smaller import Smaller
 from flawflow.backbones.spec import COMPACT, EMBEDDED, FILTERS, BackboneSpec
 from flawflow.backbones.weights import UNUSED, fetch_tensors, hash_tensors, pick_tensors, read_tensors
 from flawflow.errors import OptionError, WeightsError
@@ -62,7 +63,9 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.size = spec, size
-        self.channels, self.grid = _joined_shape(spec, size, shapes)
+        side = spec.side(size)
+        self.channels, self.grid = _joined_shape(spec, side, shapes)
+        self.smaller = None if side == size else Smaller(size, side)
         self.weights_hash = hash_tensors(weights)
         self.levels, self.norm = levels, norm
         held = self._held()
@@ -101,7 +104,7 @@ class Backbone(nn.Module):
             graph = self.levels.graph
             constants = self.levels.constants()
         elif self.spec.name not in EMBEDDED:
-            graph, constants = record_graph(self.levels, self.size)
+            graph, constants = record_graph(self.levels, self.spec.side(self.size))
         else:
             constants = {}
         tensors |= {name: tensor.detach().cpu() for name, tensor in constants.items()}
@@ -121,6 +124,8 @@ class Backbone(nn.Module):
             side = self.size
             raise OptionError(f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)")
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        if self.smaller is not None:
+            pixels = self.smaller(pixels)
         if self.spec.precision == "float32":
             return join_levels(self.levels(pixels), self.grid, self.spec)
         if not self._rounded or next(self._rounded[0].parameters(), pixels).device != pixels.device:
@@ -179,8 +184,8 @@ def build_backbone(spec: BackboneSpec, size: int, weights: Path | None = None) -
         OptionError: unknown name, tap or size out of range, odd number of channels.
         WeightsError: weights missing, partial, of another network, or out of reach.
     """
-    if size < MIN_SIZE:
-        raise OptionError(f"image size {size}: expected at least {MIN_SIZE} pixels")
+    if spec.side(size) < MIN_SIZE:
+        raise OptionError(f"image size {spec.side(size)}: expected at least {MIN_SIZE} pixels")
     if spec.name == FILTERS:
         return _build_filters(spec, size, weights)
     if spec.name == COMPACT:
@@ -192,7 +197,8 @@ def _build_filters(spec: BackboneSpec, size: int, weights: Path | None) -> Backb
     if weights is not None:
         raise OptionError(f"the {FILTERS} backbone has no weights: leave {weights} out or name another backbone")
     bank = FilterBank(spec.taps)
-    shapes = _level_shapes(bank, torch.zeros(1, 3, size, size))
+    side = spec.side(size)
+    shapes = _level_shapes(bank, torch.zeros(1, 3, side, side))
     unscaled = ((0.0,) * 3, (1.0,) * 3)
     return Backbone(spec, size, levels=bank, shapes=shapes, norm=unscaled, weights=dict(bank.state_dict()))
 
@@ -214,7 +220,8 @@ def _is_compact(tensors: Mapping[str, Tensor]) -> bool:
 
 def _fill_compact(spec: BackboneSpec, size: int, tensors: Mapping[str, Tensor], source: str) -> Backbone:
     with torch.device("meta"):  # attention over large images takes seconds, their shapes nothing
-        shapes = _level_shapes(CompactLevels(spec.taps, spec.window), torch.empty(1, 3, size, size))
+        side = spec.side(size)
+        shapes = _level_shapes(CompactLevels(spec.taps, spec.window), torch.empty(1, 3, side, side))
     levels = CompactLevels(spec.taps, spec.window)
     kept = pick_tensors(tensors, levels.network.state_dict(), (), source)
     levels.network.load_state_dict(kept)
@@ -241,9 +248,9 @@ def unpack_backbone(spec: BackboneSpec, size: int, packed: PackedBackbone) -> Ba
         return _fill_compact(spec, size, weights, f"the bundle's {spec.name}")
     held = {f"network.{name}": tensor for name, tensor in (weights | _part(tensors, "held.")).items()}
     constants = {name: tensor for name, tensor in tensors.items() if name.startswith("constant.")}
-    levels = GraphLevels(packed.graph, held | constants)
+    levels, side = GraphLevels(packed.graph, held | constants), spec.side(size)
     try:
-        shapes = _level_shapes(levels, torch.zeros(1, 3, size, size))
+        shapes = _level_shapes(levels, torch.zeros(1, 3, side, side))
     except (RuntimeError, IndexError, TypeError, ValueError) as cause:
         raise WeightsError(f"the bundle's {spec.name} is damaged ({cause}): copy the file again") from cause
     return Backbone(spec, size, levels=levels, shapes=shapes, norm=packed.norm, weights=weights)
@@ -267,18 +274,19 @@ def _build_timm(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone
 
     from flawflow.backbones import timm_models
 
-    levels = timm_models.outline(spec, size)
+    side = spec.side(size)
+    levels = timm_models.outline(spec, side)
     try:
-        shapes = _level_shapes(levels, torch.empty(1, 3, size, size, device="meta"))
+        shapes = _level_shapes(levels, torch.empty(1, 3, side, side, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise OptionError(f"{spec.name} cannot take images of {size} pixels: {error}") from error
+        raise OptionError(f"{spec.name} cannot take images of {side} pixels: {error}") from error
     config: Any = timm.get_pretrained_cfg(spec.name)
-    _joined_shape(spec, size, shapes)  # a fault of the options shows before weights are fetched or read
+    _joined_shape(spec, side, shapes)  # a fault of the options shows before weights are fetched or read
     tensors = fetch_tensors(spec.name) if weights is None else read_tensors(weights)
     source = f"timm's checkpoint of {spec.name}" if weights is None else f"{weights} for {spec.name}"
     wanted = levels.network.state_dict()
     kept = pick_tensors(tensors, wanted, {timm_models.POSITION}, f"{source} tapped at {spec.taps}")
-    filled = timm_models.fill(levels, spec, size, kept)
+    filled = timm_models.fill(levels, spec, side, kept)
     norm = (config.mean, config.std)
     return Backbone(spec, size, levels=filled, shapes=shapes, norm=norm, weights=kept)
 

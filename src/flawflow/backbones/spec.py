@@ -7,6 +7,7 @@ from flawflow.errors import OptionError
 
 COMPACT = "compact"
 FILTERS = "filters"
+_STEP = 16  # pixels: what most networks can be given multiples of
 EMBEDDED = (COMPACT, FILTERS)  # these come with the package and need no other
 
 
@@ -31,6 +32,9 @@ class BackboneSpec:
         window: ``"compact"`` alone: side, in cells at stride 16, of the windows that attention stays within, so that
             its time grows with the image's area and not with the square of it; every second block's windows lie half
             a window further (Liu et al. 2021, section 3.2). None = it sees the whole image.
+        scale: the network sees a smaller copy, whose side is this share of the image's, to the next multiple of 16
+            pixels; 1 = the image itself. A smaller copy tells whether something is odd rather than where: it takes
+            part in scores, not in the map.
         precision: of the factors of the network's products; ``bfloat16`` is faster on a GPU, and on a processor that
             multiplies matrices of it. What lies between the products stays float32, and so do the feature maps.
 
@@ -44,6 +48,7 @@ class BackboneSpec:
     smooth: int = 1
     root: bool = False
     window: int | None = None
+    scale: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -57,3 +62,9 @@ class BackboneSpec:
             raise OptionError(f"backbone window {self.window}: expected 3 cells or more")
         if self.window is not None and self.name != COMPACT:
             raise OptionError(f"backbone window {self.window}: the backbone {COMPACT} alone has one, not {self.name}")
+        if not 0 < self.scale <= 1:
+            raise OptionError(f"backbone scale {self.scale}: expected a share above 0 and up to 1")
+
+    def side(self, size: int) -> int:
+        """Side in pixels of what the network sees of a square image of that size."""
+        return size if self.scale == 1 else min(size, max(1, round(size * self.scale / _STEP)) * _STEP)

@@ -177,9 +177,10 @@ def in_eight_bits(body: onnx.ModelProto, images: Iterable[Image], spared: int) -
 
 
 def _branch_of(node: onnx.NodeProto) -> str | None:
-    """The number of the branch whose backbone the node belongs to; None for nodes of no backbone."""
+    """The number of the branch whose backbone the node belongs to; None for nodes of no backbone, or that only make the
+    smaller copy that it sees."""
     scopes = (entry.value for entry in node.metadata_props if entry.key == _SCOPES)
-    found = next((re.search(r"'branches\.(\d+)\.backbone'", text) for text in scopes), None)
+    found = next((re.search(r"'branches\.(\d+)\.backbone'(?!.*smaller)", text) for text in scopes), None)
     return found[1] if found else None
 
 

@@ -87,16 +87,18 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.recipe = detector.recipe
         limits = detector.calibration.level_limits
+        self.shown = self.recipe.shown
         self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
         self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scoring, maps, scores = self.recipe.scoring, [], []
-        for branch, limit in zip(self.branches, self.limits, strict=True):
+        for branch, limit, shown in zip(self.branches, self.limits, self.shown, strict=True):
             for dy, dx in views(scoring.shift):
                 seen = smooth(branch(shifted(pixels, dy, dx), scoring.score), scoring.sigma)
-                maps.append(shifted(enlarge(seen, self.recipe.size), -dy, -dx)[0])
-                scores.append(self._score(maps[-1].flatten(), limit))
+                large = shifted(enlarge(seen, self.recipe.size), -dy, -dx)[0]
+                maps += [large] * shown
+                scores.append(self._score(large.flatten(), limit))
         return torch.stack(maps).mean(dim=0), torch.stack(scores).mean()
 
     def _score(self, flat: Tensor, limit: float | None) -> Tensor:

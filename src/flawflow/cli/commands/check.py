@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     budget = chosen_budget(arguments, Budget())
     if recipe.tiling.side:
         raise OptionError("tiling was set, but a check looks at whole images: leave --set tiling.… out")
-    if recipe.beside is not None and not arguments.quick:
+    if recipe.beside is not None and recipe.beside.name != recipe.backbone.name and not arguments.quick:
         say(f"a check looks with one network: {recipe.backbone.name}")
     folder: Path = arguments.folder
     output = arguments.output or Path(f"{folder.resolve().name}-check")
