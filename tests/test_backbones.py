@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import timm
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional
 from flawflow.backbones import BackboneSpec, build_backbone, default_spec, unpack_backbone
 from flawflow.backbones.backbone import join_levels
 from flawflow.backbones.filters import FilterBank, gabor_kernels
+from flawflow.backbones.smaller import Smaller
 from flawflow.backbones.timm_models import outline
 from flawflow.backbones.weights import hash_tensors
 from flawflow.errors import OptionError, WeightsError
@@ -344,3 +347,28 @@ def test_in_bfloat16_the_maps_are_near_and_the_weights_the_same(
     assert packed.tensors.keys() == exact.pack().tensors.keys()
     if name != "cait_xxs24_224":  # its recorded form rounds elsewhere
         assert torch.equal(unpack_backbone(lower.spec, 64, packed)(images), found)
+
+
+def test_a_smaller_copy_is_pillows() -> None:
+    rows, columns = np.mgrid[:90, :90]
+    smooth = np.stack([rows * 2 + 30, columns * 2 + 20, 128 + 60 * np.sin((rows + 2 * columns) / 9)], axis=2)
+    image = smooth.astype(np.uint8)
+    found = Smaller(90, 64)(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+    expected = PIL.Image.fromarray(image).resize((64, 64), PIL.Image.Resampling.LANCZOS)
+    assert np.abs(found[0].permute(1, 2, 0).numpy() - np.asarray(expected)).max() < 1.5  # it rounds twice
+    flat = torch.full((1, 3, 90, 90), 77.0)
+    assert torch.allclose(Smaller(90, 64)(flat), flat[..., :64, :64])
+
+
+def test_a_network_sees_a_smaller_copy_as_it_sees_an_image_of_that_size() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (1, 96, 96, 3), np.uint8)
+    spec = BackboneSpec("compact", (3,), scale=0.7)
+    seen = build_backbone(spec, 96)
+    whole = build_backbone(BackboneSpec("compact", (3,)), 64)
+    assert spec.side(96) == 64 and (seen.grid, seen.channels) == (whole.grid, whole.channels)
+    assert seen.weights_hash == whole.weights_hash
+    small = np.array(PIL.Image.fromarray(image[0]).resize((64, 64), PIL.Image.Resampling.LANCZOS))
+    one, other = seen(torch.from_numpy(image)), whole(torch.from_numpy(small)[None])
+    assert (one - other).norm() < 0.1 * other.norm()
+    with pytest.raises(OptionError, match="expected at least 32 pixels"):
+        build_backbone(BackboneSpec("compact", (3,), scale=0.1), 96)

@@ -25,7 +25,7 @@ from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputEr
 from flawflow.flow import Flow, FlowConfig
 from flawflow.recipe import Recipe, ScoringConfig
 from flawflow.roi import Roi
-from flawflow.scoring import image_scores
+from flawflow.scoring import image_levels, image_scores
 from flawflow.watching import follow
 
 CPU = torch.device("cpu")
@@ -41,7 +41,11 @@ PROVENANCE = {"flawflow": __version__, "seed": 3, "category": "bolt", "selected_
 
 def make_detector(recipe: Recipe = RECIPE, weights: Path | None = None, **more: Any) -> Detector:
     backbones = [build_backbone(one, recipe.size, recipe.weights_of(one, weights)) for one in recipe.backbones]
-    branches = [Branch(one, Flow(one.channels, recipe.flow, 5, one.grid)) for one in backbones]
+    branches = []
+    for one, shown in zip(backbones, recipe.shown, strict=True):
+        flow = Flow(one.channels, recipe.flow, 5, one.grid)
+        drawing = Flow(one.channels, recipe.drawing, 6, one.grid) if shown and recipe.drawing else None
+        branches.append(Branch(one, flow, drawing))
     limits = (0.7, 0.9)[: len(branches)]
     calibration = Calibration((0.25, 1 / 3, 1e6), (0.5, 2 / 3, 2e6), -0.1, 2e5, limits, Budget(0.3, None))
     return Detector(recipe, branches, calibration, PROVENANCE, **more)
@@ -101,7 +105,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "5"
+    assert header["format"] == "flawflow detector" and header["version"] == "6"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -184,6 +188,59 @@ def test_two_branches_say_the_mean_of_what_each_says_alone() -> None:
         assert first.score != second.score
         assert found.score == pytest.approx((first.score + second.score) / 2, rel=1e-5)
         np.testing.assert_allclose(found.anomaly_map, (first.anomaly_map + second.anomaly_map) / 2, rtol=1e-4)
+
+
+DRAWING = RECIPE.change({"flow.whiten": "true", "blur": "0.1", "scoring.shift": "3"})
+
+
+@pytest.mark.parametrize("bundle", [False, True])
+def test_one_flow_scores_and_another_one_draws(bundle: bool, tmp_path: Path) -> None:
+    both = make_detector(DRAWING, bundle=bundle)
+    [branch] = both.branches
+    image = pictures(1)[0][:64, :64]
+    alone = []
+    for flow in branch.flows:
+        one = make_detector(DRAWING.change({"blur": "0"}))
+        one.branches = (Branch(branch.backbone, flow),)
+        alone.append(one.inspect(image)[0])
+    found = both.inspect(image)[0]
+    assert alone[0].score != alone[1].score
+    assert found.score == alone[0].score
+    assert np.array_equal(found.anomaly_map, alone[1].anomaly_map)
+    latents: list[torch.Tensor] = []
+    assert look(both.branches, DRAWING, [image], CPU, latents).shape == (1, 4, 64, 64)
+    assert len(latents) == DRAWING.looks == 2  # drift is told from what scores
+    assert np.array_equal(follow(both, image)[0].anomaly_map, found.anomaly_map)
+    both.save(tmp_path / "part.flaw")
+    after = Detector.load(tmp_path / "part.flaw", device="cpu")
+    again = after.inspect(image)[0]
+    assert again.score == found.score and np.array_equal(again.anomaly_map, found.anomaly_map)
+    after.save(tmp_path / "again.flaw")
+    assert (tmp_path / "again.flaw").read_bytes() == (tmp_path / "part.flaw").read_bytes()
+
+
+def test_a_smaller_copy_is_scored_and_not_shown(tmp_path: Path) -> None:
+    changes = {"beside": json.dumps(asdict(RECIPE.backbone) | {"scale": 0.5}), "scoring.shift": "3"}
+    both = make_detector(RECIPE.change(changes))
+    assert both.recipe.shown == (True, False)
+    assert both.branches[1].backbone.grid == tuple(side // 2 for side in both.branches[0].backbone.grid)
+    image = pictures(1)[0][:64, :64]
+    found, looks = both.inspect(image)[0], look(both.branches, both.recipe, [image], CPU)
+    assert looks.shape == (1, 4, 64, 64)
+    assert np.array_equal(found.anomaly_map, looks[0, :2].mean(dim=0).numpy())
+    limits = both.calibration.level_limits
+    expected = [
+        image_scores(looks[:, i], both.recipe.scoring.top)
+        - image_levels(looks[:, i], both.recipe.scoring.level).clamp(max=limits[i // 2])
+        for i in range(4)
+    ]
+    assert found.score == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+    np.testing.assert_allclose(follow(both, image)[0].anomaly_map, found.anomaly_map, rtol=1e-5)
+    images = pictures(5)  # alone and together, whatever the number of threads
+    alone = [both.inspect(one)[0].score for one in images]
+    assert [one.score for one in both.inspect(images)] == alone
+    both.save(tmp_path / "part.flaw")
+    assert [one.score for one in Detector.load(tmp_path / "part.flaw", device="cpu").inspect(images)] == alone
 
 
 def test_each_view_is_scored_by_its_own_highest_places() -> None:
@@ -283,8 +340,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "4", "6", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 5"):
+    for version in ("1", "5", "7", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 6"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 

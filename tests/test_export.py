@@ -94,14 +94,15 @@ def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:
     detector = make_detector(recipe, weights)
     images = [resize_image(one, recipe.size) for one in pictures(6, recipe.size, 5)]
     for branch in detector.branches:
-        if branch.flow.memory is None:
-            continue
         with torch.no_grad():
-            z, log_det = branch(torch.from_numpy(np.stack(images)))
-        nll = 0.5 * z.square().sum(dim=1) - log_det
-        threshold = float(nll.quantile(0.9))
-        image, row, column = (nll > threshold).nonzero(as_tuple=True)
-        branch.flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
+            found = branch(torch.from_numpy(np.stack(images)))
+        for flow, (z, log_det) in zip(branch.flows, found, strict=True):
+            if flow.memory is None:
+                continue
+            nll = 0.5 * z.square().sum(dim=1) - log_det
+            threshold = float(nll.quantile(0.9))
+            image, row, column = (nll > threshold).nonzero(as_tuple=True)
+            flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
     limits = (1e3, 2e3)[: len(detector.branches)] if recipe.scoring.level else ()
     known = calibrate(detector.branches, recipe, images, torch.device("cpu"), limits)
     detector.calibration = replace(known, budget=Budget(0.3, None))
@@ -205,10 +206,14 @@ EMBEDDED = replace(SMALL, backbone=BackboneSpec("compact", (3,)), flow=replace(W
 
 
 PAIR = replace(DEIT, beside=BackboneSpec("compact", (2,)))
+SMALLER = replace(EMBEDDED, beside=BackboneSpec("compact", (3,), scale=0.7))
+DRAWING = replace(SMALLER, flow=replace(EMBEDDED.flow, whiten=True), blur=0.1)
 
 
 @pytest.mark.parametrize(
-    "recipe", [PAPER, EMBEDDED, DEIT, RESNET, PAIR], ids=["paper", "embedded", "deit", "resnet", "pair"]
+    "recipe",
+    [PAPER, EMBEDDED, DEIT, RESNET, PAIR, SMALLER, DRAWING],
+    ids=["paper", "embedded", "deit", "resnet", "pair", "smaller copy", "drawing"],
 )
 def test_every_backbone_and_the_papers_flow(recipe: Recipe, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     name, weights = recipe.backbone.name, None

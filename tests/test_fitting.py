@@ -21,7 +21,7 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, ImageError, InputError, OptionError, OutputError
 from flawflow.features import ImageSource
-from flawflow.fitting import LEAST_IMAGES, resolve_synthesis, split
+from flawflow.fitting import LEAST_IMAGES, branch_histories, resolve_synthesis, split
 from flawflow.flow import Flow, FlowConfig
 from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
@@ -178,9 +178,10 @@ print(kills)
 
 
 BESIDE = {"beside": json.dumps({"name": "filters", "taps": [2]}), "scoring.shift": "2"}
+DRAWING = {"blur": "0.2", "beside": json.dumps({"name": "filters", "taps": [1, 2, 3], "scale": 0.5})}
 
 
-@pytest.mark.parametrize("changes", [{}, BESIDE], ids=["one branch", "two"])
+@pytest.mark.parametrize("changes", [{}, BESIDE, DRAWING], ids=["one branch", "two", "one that draws"])
 def test_a_fit_killed_again_and_again_ends_with_the_same_file(
     product: Path, changes: dict[str, str], tmp_path: Path
 ) -> None:
@@ -210,11 +211,27 @@ def test_each_branch_is_the_one_that_its_network_gives_alone(product: Path, tile
     assert scores[2] == pytest.approx((scores[0] + scores[1]) / 2, rel=1e-4)
 
 
+def test_the_flow_that_draws_is_the_one_that_its_blur_gives_alone(product: Path) -> None:
+    scoring = small_fit(product, RECIPE)
+    drawing = small_fit(product, RECIPE.change({"flow.blur": "0.2"}))
+    both = small_fit(product, RECIPE.change({"blur": "0.2"}))
+    for alone, flow in zip((scoring, drawing), both.branches[0].flows, strict=True):
+        assert alone.flow.config == flow.config
+        expected = alone.flow.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in flow.state_dict().items())
+    assert not torch.equal(scoring.flow.blocks[0].gain, drawing.flow.blocks[0].gain)
+    assert both.provenance["history_drawing"] == drawing.provenance["history"]
+    assert both.calibration.image_scores == scoring.calibration.image_scores
+    assert both.calibration.map_peaks == drawing.calibration.map_peaks
+    told = branch_histories(both.provenance, both.recipe)
+    assert [name for name, _ in told] == ["filters", "filters, the map"]
+
+
 @pytest.mark.parametrize(
     ("beside", "match"),
     [
-        ({"name": "filters", "taps": [1, 2, 3]}, "one network with the same taps"),
-        ({"name": "resnet18", "taps": [2]}, "expected filters with other taps, or one of compact"),
+        ({"name": "filters", "taps": [1, 2, 3]}, "are the same network"),
+        ({"name": "resnet18", "taps": [2]}, "expected filters otherwise tapped or at another scale, or one of compact"),
     ],
 )
 def test_a_second_network_that_adds_nothing_or_needs_weights_is_refused(beside: dict[str, Any], match: str) -> None:

@@ -197,6 +197,37 @@ def test_whitening_makes_the_covariance_the_identity(channels: int, spread: floa
     assert float(log_det[0, 0, 0]) == pytest.approx(float(torch.linalg.slogdet(white.matrix)[1]), abs=1e-6)
 
 
+def test_blurred_features_are_standard_and_clean_ones_quieter() -> None:
+    # Ten directions, one of which hardly varies, at 6×6 places with means of their own; blurred by a tenth of the mean.
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.tensor([1e-3, *[1.0] * 9], dtype=torch.float64)[:, None, None]
+    at_places = torch.randn(10, 6, 6, generator=generator, dtype=torch.float64)
+    x = spread * (torch.randn(600, 10, 6, 6, generator=generator, dtype=torch.float64) + at_places)
+    rows = x.transpose(0, 1).flatten(1)
+    white, places = Whitening(10).double(), PlaceAffine(10, (6, 6)).double()
+    white.fit(rows.mean(dim=1), torch.cov(rows, correction=0), shrinkage=0.0, blur=0.1)
+    y = white(x)[0]
+    places.fit(y.sum(dim=0), y.square().sum(dim=0), len(y), white.noise.double()[:, None, None])
+    torch.manual_seed(4)
+    noisy, clean = places(white.blurred(y))[0], places(y)[0]
+    assert torch.allclose(noisy.var(dim=(0, 2, 3)), torch.ones(10, dtype=torch.float64), atol=0.02)
+    quiet = clean.var(dim=(0, 2, 3)).sort().values
+    noise = 0.1 * float(torch.cov(rows).diagonal().mean())
+    assert float(quiet[0]) < 1e-4
+    assert float(quiet[1]) == pytest.approx(1 / (1 + noise), abs=0.06) == float(quiet[9])
+
+
+def test_blur_is_for_training_alone_and_anew_each_time() -> None:
+    flow = Flow(8, replace(SMALL, whiten=True, dropout=0.0, blur=0.2), 0)
+    x = features(4, 8, 5, 5).float()
+    rows = x.transpose(0, 1).flatten(1).double()
+    assert flow.whitening is not None
+    flow.whitening.fit(rows.mean(dim=1), torch.cov(rows), 0.0, 0.2)
+    assert torch.equal(flow.eval()(x)[0], flow(x)[0])
+    flow.train()
+    assert not torch.equal(flow(x)[0], flow(x)[0])
+
+
 def test_whitening_survives_directions_without_variance() -> None:
     # Constant and repeated channels, with a covariance as inexact as float32 sums leave it.
     generator = np.random.default_rng(0)
@@ -264,6 +295,9 @@ def test_place_code_means_the_same_at_every_size() -> None:
         (4, {"dropout": 1.0}),
         (4, {"clamp": 0.0}),
         (4, {"whiten": True, "shrinkage": 1.5}),
+        (4, {"whiten": True, "blur": -0.1}),
+        (4, {"whiten": True, "blur": math.nan}),
+        (4, {"whiten": False, "blur": 0.1}),
     ],
 )
 def test_flows_that_cannot_be_built_are_explained(channels: int, changes: dict[str, object]) -> None:

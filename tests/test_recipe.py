@@ -42,6 +42,14 @@ def test_default_fits_two_cores() -> None:
     assert named_recipe("deit").training == recipe.training
 
 
+@pytest.mark.parametrize(("size", "seen"), [(448, 320), (512, 352), (256, 176), (128, 96)])
+def test_default_sees_a_copy_of_half_the_area_too(size: int, seen: int) -> None:
+    recipe = named_recipe("default").change({"size": str(size)})
+    assert [one.side(size) for one in recipe.backbones] == [size, seen]
+    assert recipe.shown == (True, False)
+    assert recipe.labels == (f"compact at {size} px", f"compact at {seen} px")
+
+
 def test_an_unknown_recipe_is_named() -> None:
     with pytest.raises(OptionError, match=r"unknown recipe 'quick'.*default, fast, deit, pair, paper"):
         named_recipe("quick")
@@ -79,6 +87,11 @@ def test_an_unknown_recipe_is_named() -> None:
         ("scoring.top", "2"),
         ("scoring.top", "NaN"),
         ("backbone.taps", "[]"),
+        ("blur", "-1"),
+        ("blur", "NaN"),
+        ("backbone.scale", "0"),
+        ("backbone.scale", "1.5"),
+        ("backbone.scale", "NaN"),
         ("flow.depth", "3"),
     ],
 )

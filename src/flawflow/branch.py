@@ -1,6 +1,7 @@
 """A frozen network with the flow on its feature maps, and what several of them together see in images."""
 
 from collections.abc import Hashable, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -21,28 +22,38 @@ class Branch:
 
     Args:
         backbone: the frozen network.
-        flow: a trained flow on its feature maps.
+        flow: a trained flow on its feature maps, which scores.
+        drawing: another one, which draws the map; None = the first one does, or the branch is not shown.
     """
 
-    def __init__(self, backbone: Backbone, flow: Flow) -> None:
+    def __init__(self, backbone: Backbone, flow: Flow, drawing: Flow | None = None) -> None:
         self.backbone, self.flow = backbone.eval(), flow.eval()
-        self._replayed = _replayed(self.backbone, self.flow)
+        self.drawing = None if drawing is None else drawing.eval()
+        self._replayed = _replayed(self.backbone, self.flows)
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images uint8 (B, S, S, 3) → z (B, C, h, w) and log|det J| (B, h, w), in memory that a next call may use."""
-        z, log_det = self._replayed(images)
-        return z, log_det
+    @property
+    def flows(self) -> tuple[Flow, ...]:
+        """The flow that scores, and where there is one the flow that draws."""
+        return (self.flow,) if self.drawing is None else (self.flow, self.drawing)
+
+    def __call__(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Images uint8 (B, S, S, 3) → z (B, C, h, w) and log|det J| (B, h, w) of each of the `flows`.
+
+        They lie in memory that a next call may use.
+        """
+        found = self._replayed(images)
+        return list(zip(found[::2], found[1::2], strict=True))
 
 
-def _replayed(backbone: Backbone, flow: Flow) -> Replayed:
+def _replayed(backbone: Backbone, flows: Sequence[Flow]) -> Replayed:
     # Not methods of the branch: it would hold itself, and networks would stay in memory until a collection.
     def latents(images: Tensor) -> tuple[Tensor, ...]:
-        z, log_det = flow(backbone(images))
-        return z, log_det
+        features = backbone(images)
+        return tuple(chain.from_iterable(flow(features) for flow in flows))
 
     def state() -> Hashable:
-        made_of = flow.state()
-        return None if made_of is None else (made_of, backbone.mean.data_ptr())
+        made_of = tuple(flow.state() for flow in flows)
+        return None if None in made_of else (made_of, backbone.mean.data_ptr())
 
     return Replayed(latents, state)
 
@@ -67,8 +78,9 @@ def look(
 ) -> Tensor:
     """The maps (B, L, size, size), float32 on the CPU, of all looks: each branch through each of the recipe's views.
 
-    A view is the image shifted, with the edge repeated; its map is shifted back. Looks are ordered by branch. The
-    latents z (B, C, h, w) of each look are added to ``latents``, where given, which is for one image alone.
+    A view is the image shifted, with the edge repeated; its map is shifted back. Looks are ordered by branch. Those of
+    flows that draw come last, after the `Recipe.looks` that an image is scored by. The latents z (B, C, h, w) of each
+    of these are added to ``latents``, where given, which is for one image alone.
 
     On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one
     product are, and products of another shape round differently, where what an image scores must not depend on those
@@ -77,15 +89,16 @@ def look(
     if device.type == "cpu" and len(images) > 1:
         return torch.cat(at_once(lambda one: look(branches, recipe, [one], device), images))
     batch = torch.from_numpy(np.stack(images)).to(device)
-    looks = []
+    looks: tuple[list[Tensor], list[Tensor]] = [], []
     for branch in branches:
         for dy, dx in views(recipe.scoring.shift):
-            z, log_det = branch(shifted(batch, dy, dx))
+            found = branch(shifted(batch, dy, dx))
             if latents is not None:
-                latents.append(z.float().cpu())
-            maps = location_scores(z, log_det, recipe.scoring.score)
-            if branch.flow.memory is not None:
-                maps = branch.flow.memory(z, log_det, maps)
-            maps = smooth(maps, recipe.scoring.sigma)
-            looks.append(shifted(enlarge(maps.float(), recipe.size), -dy, -dx))
-    return torch.stack(looks, dim=1).cpu()
+                latents.append(found[0][0].float().cpu())
+            for flow, (z, log_det), kept in zip(branch.flows, found, looks, strict=False):
+                maps = location_scores(z, log_det, recipe.scoring.score)
+                if flow.memory is not None:
+                    maps = flow.memory(z, log_det, maps)
+                maps = smooth(maps, recipe.scoring.sigma)
+                kept.append(shifted(enlarge(maps.float(), recipe.size), -dy, -dx))
+    return torch.stack([*looks[0], *looks[1]], dim=1).cpu()

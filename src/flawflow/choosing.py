@@ -197,7 +197,7 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
 
 
 def _mean_verdict(epochs: Sequence[Epoch]) -> Verdict:
-    """What the epochs of a detector's branches say of it together."""
+    """What the epochs of a detector's flows say of it together."""
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -214,4 +214,4 @@ def checkpoints(file: Path, count: int) -> list[Path]:
 
 def describe(recipe: Recipe) -> str:
     """A recipe in a few words."""
-    return f"{recipe.name} ({recipe.networks}, {recipe.size} px)"
+    return f"{recipe.name} ({recipe.size} px, {recipe.networks})"

@@ -33,6 +33,7 @@ __all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "
 _GROUP = 8  # images at once, and as many read meanwhile
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
 _BESIDE = "beside:"  # before the names of the second branch's tensors
+_DRAWING = "drawing:"  # before the names of a drawing flow's tensors
 _PREFIXES = ("", _BESIDE)
 DeviceName = Literal["auto", "cpu", "cuda"]
 
@@ -165,9 +166,10 @@ class Detector:
             header["reference"] = json.dumps(self.reference.to_dict())
         tensors: dict[str, Tensor] = {}
         for prefix, branch in zip(_PREFIXES, self.branches, strict=False):
-            tensors |= {
-                prefix + name: one.detach().cpu().contiguous() for name, one in branch.flow.state_dict().items()
-            }
+            for kind, flow in zip(("", _DRAWING), branch.flows, strict=False):
+                tensors |= {
+                    prefix + kind + name: one.detach().cpu().contiguous() for name, one in flow.state_dict().items()
+                }
         if self.bundle:
             packed = [one.pack() for one in backbones]
             header["bundle"] = json.dumps([{"graph": one.graph, "norm": one.norm} for one in packed])
@@ -202,9 +204,10 @@ class Detector:
             if len(about) != len(recipe.backbones):
                 raise ValueError(f"{len(about)} networks where the recipe names {len(recipe.backbones)}")
             parts = [_part(tensors, number) for number in range(len(about))]
-            flows = [Flow(one["channels"], recipe.flow, 0, tuple(one["grid"])) for one in about]
-            for flow, part in zip(flows, parts, strict=True):
-                flow.load_state_dict({name: one for name, one in part.items() if not name.startswith(_BUNDLED)})
+            flows = [
+                _flows(recipe, one["channels"], tuple(one["grid"]), shown, part)
+                for one, shown, part in zip(about, recipe.shown, parts, strict=True)
+            ]
             hashes = [one["sha256"] for one in about]
             if weights_file is not None and not isinstance(weights_file, str):
                 raise ValueError(f"a weights file named {weights_file!r}")
@@ -223,14 +226,14 @@ class Detector:
             file = _remembered(weights_file, recipe.backbone.name)
         target = resolve_device(device)
         branches = []
-        for number, (spec, flow, sha256) in enumerate(zip(recipe.backbones, flows, hashes, strict=True)):
+        for number, (spec, pair, sha256) in enumerate(zip(recipe.backbones, flows, hashes, strict=True)):
             brought = recipe.weights_of(spec, file)
             if packed is not None and brought is None:
                 backbone = unpack_backbone(spec, recipe.size, packed[number])
             else:
                 backbone = build_backbone(spec, recipe.size, brought)
             _require_weights(path, backbone, sha256, brought)
-            branches.append(Branch(backbone.to(target), flow.to(target)))
+            branches.append(Branch(backbone.to(target), *(flow.to(target) for flow in pair)))
         return Detector(recipe, branches, known, provenance, file, packed is not None, reference)
 
 
@@ -276,6 +279,19 @@ def calibrate(
         raise InputError("no good images to calibrate on: expected at least one")
     median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
     return Calibration(tuple(sorted(scores)), tuple(sorted(peaks)), median, high, level_limits)
+
+
+def _flows(recipe: Recipe, channels: int, grid: tuple[int, int], shown: bool, part: Mapping[str, Tensor]) -> list[Flow]:
+    """The flow that scores, and where the recipe has one the flow that draws, from a branch's tensors."""
+    configs = {"": recipe.flow} | ({_DRAWING: recipe.drawing} if shown and recipe.drawing else {})
+    flows = []
+    for kind, config in configs.items():
+        flow = Flow(channels, config, 0, grid)
+        named = {name.removeprefix(kind): one for name, one in part.items() if name.startswith(kind)}
+        others = (_BUNDLED,) if kind else (_BUNDLED, _DRAWING)
+        flow.load_state_dict({name: one for name, one in named.items() if not name.startswith(others)})
+        flows.append(flow)
+    return flows
 
 
 def _part(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:

@@ -45,7 +45,8 @@ Say = Callable[[str], None]
 LEAST_IMAGES = 4
 # Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
 HELD_OUT_SEED = 1_000_003
-_HISTORIES = ("history", "history_beside")  # in a detector's provenance: the validated epochs of each branch
+# In a detector's provenance: the validated epochs of each branch's flow, and of the one that draws its map.
+_HISTORIES = (("history", "history_drawing"), ("history_beside", "history_beside_drawing"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,6 @@ def fit(
         "shots": shots,
         "seed": seed,
     }
-    files = branch_checkpoints(checkpoint, len(backbones)) if checkpoint else [None] * len(backbones)
     with (store or StoreOptions()).open() as opened:
         features = [_features(opened, sources, one, recipe, seed, target, say) for one in backbones]
         features_done = time.perf_counter()
@@ -142,24 +142,22 @@ def fit(
                 recipe,
                 provenance,
                 target,
-                file,
+                checkpoint,
                 say,
             )
-            for backbone, (data, held_out), file in zip(backbones, features, files, strict=True)
+            for backbone, (data, held_out) in zip(backbones, features, strict=True)
         ]
         branches, histories, limits = zip(*learned, strict=True)
         good = whole_images(sources[1])
         found = calibrate(branches, recipe, good, target, tuple(chain(*limits)))
-    provenance |= {
-        name: [asdict(epoch) for epoch in history] for name, history in zip(_HISTORIES, histories, strict=False)
-    }
+    for names, both in zip(_HISTORIES, histories, strict=False):
+        provenance |= {name: [asdict(epoch) for epoch in history] for name, history in zip(names, both, strict=False)}
     provenance["seconds"] = {
         "features": round(features_done - started, 2),
         "training": round(time.perf_counter() - features_done, 2),
     }
     if say:
-        kept = zip(recipe.labels, histories, strict=True)
-        say(_summary([(f"{label}: " if recipe.beside else "", kept_epoch(one)) for label, one in kept], provenance))
+        say(_summary(branch_histories(provenance, recipe), provenance))
     calibration = replace(found, budget=budget or Budget())
     detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
     if not recipe.tiling.side:  # drift is told from whole resized images
@@ -177,37 +175,51 @@ def _learn(
     device: torch.device,
     checkpoint: Path | None,
     say: Say | None,
-) -> tuple[Branch, list[Epoch], tuple[float, ...]]:
-    """A flow on the features of one backbone, its validated epochs, and its limit of levels, where there is one."""
-    seed = provenance["seed"]
-    flow = Flow(backbone.channels, recipe.flow, seed, backbone.grid)
-    standardise(flow, data.normal)
-    flow.to(device)
-    history = train(
-        flow,
-        data,
-        validation,
-        recipe.training,
-        recipe.scoring,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        run_key=_run_key(recipe, backbone, provenance),
-        progress=say is not None,
-    )
-    remember(flow, data.normal, source.owners, device)
-    return Branch(backbone, flow), history, level_limits(flow, data, source, recipe, device)
+) -> tuple[Branch, list[list[Epoch]], tuple[float, ...]]:
+    """The flows on the features of one backbone, their validated epochs, and its limit of levels, if it has one."""
+    number = recipe.backbones.index(backbone.spec)
+    drawing = recipe.drawing if recipe.shown[number] else None
+    flows, histories = [], []
+    for name, config in zip(_HISTORIES[number], (recipe.flow, drawing), strict=True):
+        if config is None:
+            continue
+        flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid)
+        standardise(flow, data.normal)
+        flow.to(device)
+        history = train(
+            flow,
+            data,
+            validation,
+            recipe.training,
+            recipe.scoring,
+            seed=provenance["seed"],
+            device=device,
+            checkpoint=checkpoint and _checkpoint(checkpoint, name),
+            run_key=_run_key(recipe, name, backbone, provenance),
+            progress=say is not None,
+        )
+        remember(flow, data.normal, source.owners, device)
+        flows.append(flow)
+        histories.append(history)
+    return Branch(backbone, *flows), histories, level_limits(flows[0], data, source, recipe, device)
 
 
 def branch_histories(provenance: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The label of each branch with its validated epochs as a detector's provenance keeps them; none without any."""
-    known = [provenance.get(name, []) for name in _HISTORIES]
-    return [(label, history) for label, history in zip(recipe.labels, known, strict=False) if history]
+    """A name of each flow with its validated epochs as a detector's provenance keeps them; none without any."""
+    known = []
+    for label, (scoring, drawing) in zip(recipe.labels, _HISTORIES, strict=False):
+        known += [(label, scoring), (f"{label}, the map", drawing)]
+    return [(label, provenance[name]) for label, name in known if provenance.get(name)]
 
 
-def branch_checkpoints(file: Path, count: int) -> list[Path]:
-    """The checkpoint of each branch of a detector with ``count`` of them."""
-    return [file, file.with_name(file.name + ".beside")][:count]
+def branch_checkpoints(file: Path) -> list[Path]:
+    """All files that the checkpoints of a fit with this one can be."""
+    return [_checkpoint(file, name) for names in _HISTORIES for name in names]
+
+
+def _checkpoint(file: Path, history: str) -> Path:
+    """The checkpoint of the flow whose validated epochs have that name."""
+    return file.with_name(file.name + history.removeprefix("history").replace("_", "."))
 
 
 def _tell_copies(copies: int, category: Category, say: Say | None) -> None:
@@ -251,10 +263,10 @@ def _images(category: Category, sources: Sequence[ImageSource], select_on_test: 
     }
 
 
-def _run_key(recipe: Recipe, backbone: Backbone, provenance: Mapping[str, Any]) -> str:
+def _run_key(recipe: Recipe, name: str, backbone: Backbone, provenance: Mapping[str, Any]) -> str:
     """Names a training: a checkpoint of another one is not gone on from."""
     known = {name: provenance[name] for name in ("flawflow", "images", "seed", "selected_on", "device")}
-    return make_key(known | {"recipe": recipe.to_dict(), "weights": backbone.weights_hash})
+    return make_key(known | {"recipe": recipe.to_dict(), "flow": name, "weights": backbone.weights_hash})
 
 
 def checked_seed(seed: int) -> int:
@@ -363,12 +375,14 @@ def _validation(
     return Validation(((features, cells, flags),), cautious=False)
 
 
-def _summary(kept: Sequence[tuple[str, Epoch]], provenance: dict[str, Any]) -> str:
+def _summary(histories: Sequence[tuple[str, list[dict[str, Any]]]], provenance: dict[str, Any]) -> str:
     lines = []
-    for label, best in kept:
+    for label, epochs in histories:
+        best = kept_epoch([Epoch(**one) for one in epochs])
         values = (("image", best.image_auroc), ("pixel", best.pixel_auroc))
+        whose = f"{label}: " if len(histories) > 1 else ""
         shown = [f"{name} AUROC {value:.4f}" for name, value in values if value is not None]
-        lines.append(f"{label}kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'}")
+        lines.append(f"{whose}kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'}")
     seconds = provenance["seconds"]
     return (
         f"{'; '.join(lines)} on {provenance['selected_on']} ({seconds['features']:.0f} s features, "

@@ -120,6 +120,9 @@ class Recipe:
             version e mod versions (the paper draws anew each epoch).
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
+        blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
+            the score; 0 = that one draws the map too. A faint mark decides whether a part is good, and a density that
+            tells the faintest ones apart is unquiet where nothing is wrong.
         beside: a second network, which comes with the package or is the first one otherwise tapped or at another scale,
             and gets a flow of its own: maps and scores are the means of both, in nats. One that sees a smaller copy of
             the image takes part in the score alone.
@@ -136,6 +139,7 @@ class Recipe:
     versions: int = 1
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
+    blur: float = 0.0
     beside: BackboneSpec | None = None
 
     def __post_init__(self) -> None:
@@ -144,6 +148,11 @@ class Recipe:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if self.versions < 1 or not 0 < self.holdout < 1:
             raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
+        if not (self.blur == 0 or (self.blur > 0 and self.flow.whiten)):
+            raise OptionError(
+                f"blur is {self.blur} and flow.whiten {self.flow.whiten}: expected a share of at least 0, and above it "
+                "flow.whiten=true"
+            )
         if self.flow.memory and self.scoring.score != "nll":
             raise OptionError(
                 f"flow.memory is {self.flow.memory} and scoring.score '{self.scoring.score}': what is remembered "
@@ -153,8 +162,8 @@ class Recipe:
             raise OptionError("beside and backbone are the same network: name another, or other taps, or beside=null")
         if self.beside is not None and self.beside.name not in (self.backbone.name, *EMBEDDED):
             raise OptionError(
-                f"beside.name is {self.beside.name}: expected {self.backbone.name} with other taps, or one of "
-                f"{', '.join(EMBEDDED)}, because weights can be brought for one network"
+                f"beside.name is {self.beside.name}: expected {self.backbone.name} otherwise tapped or at "
+                f"another scale, or one of {', '.join(EMBEDDED)}, because weights can be brought for one network"
             )
 
     @property
@@ -169,8 +178,20 @@ class Recipe:
         return tuple(side == max(sides) for side in sides)
 
     @property
+    def drawing(self) -> FlowConfig | None:
+        """The flow that draws the map of a branch that is `shown`; None = the one that scores does."""
+        return replace(self.flow, blur=self.blur) if self.blur else None
+
+    @property
+    def looks(self) -> int:
+        """How many maps an image is scored by: one for each branch and view."""
+        return len(self.backbones) * (2 if self.scoring.shift else 1)
+
+    @property
     def networks(self) -> str:
         """The frozen networks by name, for people."""
+        if self.beside is not None and replace(self.beside, scale=self.backbone.scale) == self.backbone:
+            return f"{self.backbone.name}, also at {self.beside.side(self.size)} px"
         return " and ".join(self.labels)
 
     @property
@@ -262,6 +283,7 @@ def default() -> Recipe:
         ),
         scoring=ScoringConfig(score="nll", top=0.005, level=0.9, shift=4),
         versions=2,
+        blur=0.1,
         beside=BackboneSpec(name=COMPACT, taps=(3,), scale=0.7),
     )
 
@@ -283,7 +305,7 @@ def fast() -> Recipe:
     known = default()
     scoring = replace(known.scoring, shift=0)
     network = BackboneSpec(name=COMPACT, taps=(2,))
-    return replace(known, name="fast", size=256, backbone=network, beside=None, scoring=scoring)
+    return replace(known, name="fast", size=256, backbone=network, blur=0.0, beside=None, scoring=scoring)
 
 
 def filters() -> Recipe:
@@ -298,6 +320,7 @@ def filters() -> Recipe:
         ),
         # Repeated edges are no texture that a filter bank knows, and would score highest of all.
         scoring=ScoringConfig(score="nll", sigma=1.0),
+        blur=0.0,
         beside=None,
     )
 

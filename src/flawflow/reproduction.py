@@ -157,7 +157,7 @@ def _cell(category: str, table: Mapping[str, Any], setting: Setting, recipe: Rec
     )
     row = numbers(detector, evaluate(detector, opened)) | {"recipe": recipe.to_dict()}
     write_json(path, row)
-    for file in branch_checkpoints(checkpoint, len(recipe.backbones)):
+    for file in branch_checkpoints(checkpoint):
         file.unlink(missing_ok=True)
     return row
 

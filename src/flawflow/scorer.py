@@ -28,7 +28,7 @@ class Scorer:
         recipe: says whether images are cut into tiles, and what the score is.
         grid: height and width of the flow's grid, cells.
         level_limits: of each branch, see `scoring.image_scores`; none = no limit.
-        network: the maps (B, L, size, size) that the L looks at images of the input size give.
+        network: the maps (B, L, size, size) that the looks at images of the input size give, see `branch.look`.
     """
 
     recipe: Recipe
@@ -74,15 +74,16 @@ class Scorer:
         return image
 
     def shown(self, looks: NDArray[np.float32]) -> AnomalyMap:
-        """The anomaly map (h, w) of what the looks (L, h, w) give: the mean of those by branches that are shown."""
-        branches = self.recipe.shown
-        each = len(looks) // len(branches)
-        kept = [looks[number * each : (number + 1) * each] for number, one in enumerate(branches) if one]
-        maps = kept[0] if len(kept) == 1 else np.concatenate(kept)
-        return np.asarray(maps[0] if len(maps) == 1 else maps.mean(axis=0), np.float32)
+        """The anomaly map (h, w) of the looks (L, h, w): the mean of those that draw, or by branches that are shown."""
+        count, branches = self.recipe.looks, self.recipe.shown
+        drawn = looks[count:]
+        if not len(drawn):
+            each = count // len(branches)
+            drawn = looks[[one for one in range(count) if branches[one // each]]]
+        return np.asarray(drawn[0] if len(drawn) == 1 else drawn.mean(axis=0), np.float32)
 
     def looks(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
-        """What each look at images uint8 RGB (H, W, 3) of any size gives, ordered by branch.
+        """What each look at images uint8 RGB (H, W, 3) of any size gives, ordered as in `branch.look`.
 
         Returns:
             (L, size, size) each; with tiles (L, ⌈H / pitch⌉, ⌈W / pitch⌉), the pitch being that of `cell_size`.
@@ -112,7 +113,7 @@ class Scorer:
         top = scoring.top
         if tiling.side:
             top = min(1.0, top * (tiling.side // (pitch or self.pitch)) ** 2 / maps[0, 0].numel())
-        looks = maps.shape[1]
+        looks = self.recipe.looks
         limits = self.level_limits or (math.inf,)
         found = []
         for number in range(looks):  # one after the other, for the sake of memory

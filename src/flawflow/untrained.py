@@ -16,7 +16,7 @@ from flawflow.scoring import location_scores
 def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
     """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments."""
     if flow.whitening is not None:
-        flow.whitening.fit(*moments(maps), flow.config.shrinkage)
+        flow.whitening.fit(*moments(maps), flow.config.shrinkage, flow.config.blur)
     if flow.places is not None:
         total = torch.zeros(flow.places.mean.shape, dtype=torch.float64)
         squares = torch.zeros_like(total)
@@ -26,7 +26,8 @@ def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
             total += x
             squares += x.square()
         # Versions of one image are no further images: they say nothing of how images differ.
-        flow.places.fit(total / len(maps), squares / len(maps), len(maps[0]))
+        noise = 0.0 if flow.whitening is None else flow.whitening.noise.double()[:, None, None]
+        flow.places.fit(total / len(maps), squares / len(maps), len(maps[0]), noise)
 
 
 @torch.inference_mode()

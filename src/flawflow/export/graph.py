@@ -13,7 +13,7 @@ from torch.nn import functional
 from flawflow.branch import Branch
 from flawflow.detector import Detector
 from flawflow.features import shifted, views
-from flawflow.flow import Memory
+from flawflow.flow import Flow, Memory
 from flawflow.scoring import enlarge, location_scores, smooth
 
 # Larger than any distance in float32 that could be the least one.
@@ -62,16 +62,28 @@ class DenseMemory(nn.Module):
 
 
 class BranchGraph(nn.Module):
-    """uint8 pixels (1, S, S, 3) → local scores (1, h, w) of one branch."""
+    """uint8 pixels (1, S, S, 3) → local scores (1, h, w) of each flow of one branch."""
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
-        self.backbone, self.flow = branch.backbone, branch.flow
-        memory = branch.flow.memory
-        self.memory = None if memory is None else DenseMemory(memory, branch.backbone.grid)
+        self.backbone = branch.backbone
+        self.flows = nn.ModuleList(FlowGraph(flow, branch.backbone.grid) for flow in branch.flows)
 
-    def forward(self, pixels: Tensor, score: str) -> Tensor:
-        z, log_det = self.flow(self.backbone(pixels))
+    def forward(self, pixels: Tensor, score: str) -> list[Tensor]:
+        features = self.backbone(pixels)
+        return [flow(features, score) for flow in self.flows]
+
+
+class FlowGraph(nn.Module):
+    """Features (1, C, h, w) → local scores (1, h, w) of one flow."""
+
+    def __init__(self, flow: Flow, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.flow = flow
+        self.memory = None if flow.memory is None else DenseMemory(flow.memory, grid)
+
+    def forward(self, features: Tensor, score: str) -> Tensor:
+        z, log_det = self.flow(features)
         seen = location_scores(z, log_det, score)
         return seen if self.memory is None else self.memory(z, log_det, seen)
 
@@ -95,11 +107,14 @@ class DetectorGraph(nn.Module):
         scoring, maps, scores = self.recipe.scoring, [], []
         for branch, limit, shown in zip(self.branches, self.limits, self.shown, strict=True):
             for dy, dx in views(scoring.shift):
-                seen = smooth(branch(shifted(pixels, dy, dx), scoring.score), scoring.sigma)
-                large = shifted(enlarge(seen, self.recipe.size), -dy, -dx)[0]
-                maps += [large] * shown
-                scores.append(self._score(large.flatten(), limit))
+                seen = branch(shifted(pixels, dy, dx), scoring.score)
+                large = [self._enlarged(one, dy, dx) for one in seen]
+                maps += large[-1:] * shown  # a flow that draws comes after the one that scores
+                scores.append(self._score(large[0].flatten(), limit))
         return torch.stack(maps).mean(dim=0), torch.stack(scores).mean()
+
+    def _enlarged(self, seen: Tensor, dy: int, dx: int) -> Tensor:
+        return shifted(enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size), -dy, -dx)[0]
 
     def _score(self, flat: Tensor, limit: float | None) -> Tensor:
         """`scoring.image_scores` of one look's map (S²,)."""

@@ -76,30 +76,39 @@ class Whitening(nn.Module):
     mean: Tensor
     matrix: Tensor
     log_det: Tensor
+    noise: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        # Standard deviation of the blur in each channel of y. Training alone needs it, so it is not saved.
+        self.register_buffer("noise", torch.zeros(channels), persistent=False)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("matrix", torch.eye(channels))
         self.register_buffer("log_det", torch.zeros(()))
 
     @torch.no_grad()
-    def fit(self, mean: Tensor, covariance: Tensor, shrinkage: float) -> None:
+    def fit(self, mean: Tensor, covariance: Tensor, shrinkage: float, blur: float = 0.0) -> None:
         """Set μ and A from float64 mean (C,) and covariance (C, C).
 
         ``shrinkage`` in [0, 1] mixes the covariance with the identity times its mean variance, which bounds what a
-        direction without variance in the training images can contribute.
+        direction without variance in the training images can contribute. ``blur`` adds that of noise, alike in all
+        directions, whose variance is this share of the mean one.
         """
         channels = mean.numel()
         average = covariance.diagonal().mean()
         covariance = (1 - shrinkage) * covariance
-        covariance = covariance + shrinkage * average * torch.eye(channels, dtype=torch.float64)
+        covariance = covariance + (shrinkage + blur) * average * torch.eye(channels, dtype=torch.float64)
         values, vectors = torch.linalg.eigh(covariance)
         # Sums in float32 leave a direction without variance with one of either sign, 1e-7 of the largest.
         values = values.clamp_min(max(1e-7 * float(values.abs().max()), 1e-9))
         self.mean.copy_(mean)
         self.matrix.copy_((vectors / values.sqrt()).T)
         self.log_det.copy_(-0.5 * values.log().sum())
+        self.noise.copy_((blur * average / values).sqrt())
+
+    def blurred(self, y: Tensor) -> Tensor:
+        """y (B, C, h, w) with the noise that x was to be blurred by, drawn anew each time."""
+        return y + self.noise[:, None, None] * torch.randn_like(y)
 
     def forward(self, x: Tensor) -> tuple[Tensor, LogDet]:
         with torch.autocast(x.device.type, enabled=False):
@@ -135,8 +144,11 @@ class PlaceAffine(nn.Module):
         self.register_buffer("log_scale", torch.zeros(channels, *grid))
 
     @torch.no_grad()
-    def fit(self, total: Tensor, squares: Tensor, count: int) -> None:
-        """Set μ and σ from the sums of x and of x² over ``count`` ≥ 2 images, float64 (C, h, w) each."""
+    def fit(self, total: Tensor, squares: Tensor, count: int, noise: Tensor | float = 0.0) -> None:
+        """Set μ and σ from the sums of x and of x² over ``count`` ≥ 2 images, float64 (C, h, w) each.
+
+        ``noise`` is the standard deviation of a blur in each channel, (C, 1, 1), which is in no image.
+        """
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0) * count / (count - 1)
         everywhere = mean.mean(dim=(1, 2), keepdim=True)
@@ -148,7 +160,7 @@ class PlaceAffine(nn.Module):
         # What the common mean leaves at a place is spread too, where the mean is not trusted.
         common = within + (1 - trust) * seen
         blended = (count * variance + _SPREAD_PRIOR * common) / (count + _SPREAD_PRIOR)
-        self.log_scale.copy_(0.5 * blended.clamp_min(1e-6).log())
+        self.log_scale.copy_(0.5 * (blended + noise**2).clamp_min(1e-6).log())
 
     def forward(self, x: Tensor, cells: Cells | None = None) -> tuple[Tensor, LogDet]:
         mean, log_scale = self.mean, self.log_scale

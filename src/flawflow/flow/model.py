@@ -29,6 +29,10 @@ class FlowConfig:
         places: then standardise each channel at each place of the grid, as far as the images allow.
         shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1]; of no effect with
             ``places``, which rescale every direction.
+        blur: variance of the noise that features are blurred with in training, as a share of their mean variance; 0 =
+            none. What differs by less than the noise is then no longer told apart, so that no direction in which good
+            images hardly vary can speak louder than those that describe the image (training with noise: Bishop 1995).
+            Needs ``whiten``.
         memory: share of the training cells, the least likely ones, that is remembered after training; 0 = none.
         memory_most: about how many cells are remembered at most, so that neither the detector's file nor the time of an
             inspection grows without end with the number of training images.
@@ -46,6 +50,7 @@ class FlowConfig:
     whiten: bool = False
     places: bool = False
     shrinkage: float = 0.0
+    blur: float = 0.0
     memory: float = 0.0
     memory_most: int = 100_000
     reach: int = 2
@@ -75,6 +80,11 @@ class Flow(nn.Module):
             raise OptionError(f"{config}: expected blocks ≥ 1, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
         if not 0 <= config.shrinkage <= 1:
             raise OptionError(f"flow.shrinkage is {config.shrinkage}: expected a number in [0, 1]")
+        if not (config.blur == 0 or (config.blur > 0 and config.whiten)):
+            raise OptionError(
+                f"flow.blur is {config.blur} and whiten {config.whiten}: expected a share of at least 0, and above it "
+                "flow.whiten=true"
+            )
         if not 0 <= config.memory < 1 or config.reach < 0 or config.memory_most < 1:
             raise OptionError(
                 f"flow.memory is {config.memory}, memory_most {config.memory_most} and reach {config.reach}: "
@@ -117,6 +127,8 @@ class Flow(nn.Module):
         log_det = x.new_zeros(x.shape[0], *x.shape[2:])
         if self.whitening is not None:
             x, log_det = self.whitening(x)
+            if self.training and self.config.blur:
+                x = self.whitening.blurred(x)
         if self.places is not None:
             x, term = self.places(x, cells)
             log_det = log_det + term

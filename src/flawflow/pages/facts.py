@@ -75,9 +75,9 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
 
 
 def histories(detector: Detector) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The validated epochs of each branch, after what tells it from another one, in words; none without any."""
+    """The validated epochs of each flow, after what tells it from another one, in words; none without any."""
     known = branch_histories(detector.provenance, detector.recipe)
-    return [(f", {label}" if detector.recipe.beside else "", history) for label, history in known]
+    return [(f", {label}" if len(known) > 1 else "", history) for label, history in known]
 
 
 def _curves(name: str, history: Sequence[Mapping[str, Any]]) -> list[Markup]:

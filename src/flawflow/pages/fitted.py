@@ -76,7 +76,7 @@ def _learned(detector: Detector) -> Section:
     pairs = [
         ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
         ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
-        ("backbone, input", f"{recipe.networks}, {recipe.size} × {recipe.size} pixels"),
+        ("backbone, input", f"{recipe.networks}; {recipe.size} × {recipe.size} pixels"),
     ]
     return Section("What was learned", text, facts=facts, pairs=pairs)
 

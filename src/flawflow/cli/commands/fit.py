@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
         say=say,
     )
     detector.save(output)
-    for trial, recipe in zip(checkpoints(checkpoint, len(recipes)), recipes, strict=True):
-        for file in branch_checkpoints(trial, len(recipe.backbones)):
+    for trial in checkpoints(checkpoint, len(recipes)):
+        for file in branch_checkpoints(trial):
             file.unlink(missing_ok=True)
     print(f"promise: {promise(detector.decision())}")
     print(f"wrote {output}; try: flawflow inspect {output} IMAGES -o overlays")
