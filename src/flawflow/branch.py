@@ -91,7 +91,7 @@ def look(
     batch = torch.from_numpy(np.stack(images)).to(device)
     looks: tuple[list[Tensor], list[Tensor]] = [], []
     for branch in branches:
-        for dy, dx in views(recipe.scoring.shift):
+        for dy, dx in views(branch.backbone.shift(recipe.scoring.shift)):
             found = branch(shifted(batch, dy, dx))
             if latents is not None:
                 latents.append(found[0][0].float().cpu())

@@ -147,14 +147,14 @@ class FeatureJob:
             "size": self.source.size,
             "backbone": asdict(self.backbone.spec),
             "weights": self.backbone.weights_hash,
-            "shift": self.shift,
+            "shift": self.backbone.shift(self.shift),
         } | self.source.about()
         drawn = base | {"synthesis": asdict(self.synthesis), "seed": self.seed}
         plan = []
         if self.synthesis.sharpness > 0:
             plan += [(make_key(drawn | {"kind": "normal", "version": v}), "normal", v) for v in range(versions)]
         else:
-            different = range(len(views(self.shift)))  # all that inspection will look through
+            different = range(len(views(self.backbone.shift(self.shift))))  # all that inspection will look through
             plan += [(make_key(base | {"kind": "plain", "version": v}), "normal", v) for v in different]
         if with_synthetic:
             plan += [(make_key(drawn | {"kind": "synthetic", "version": v}), "synthetic", v) for v in range(versions)]
@@ -170,7 +170,7 @@ class FeatureJob:
     def _draw(self, index: int, kind: str, version: int) -> tuple[Image, NDArray[np.uint8]]:
         """The image whose features are wanted, and the coverage of its defect."""
         image, mask = self._pair(index, kind, version)
-        choices = views(self.shift)
+        choices = views(self.backbone.shift(self.shift))
         dy, dx = choices[version % len(choices)]
         image = shifted(torch.tensor(image)[None], dy, dx)[0].numpy()
         if mask is None:

@@ -84,8 +84,9 @@ class ScoringConfig:
         sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
         top: the image score is the mean of this share of the highest map values; 0 = the maximum.
         level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
-        shift: two views, shifted by ±shift pixels along the diagonal; 0 = one view, as it is. Map and score are the
-            means of the views'. The versions of the training images take turns through the same views.
+        shift: two views, shifted by ±shift pixels (of what the network sees) along the diagonal; 0 = one view, as it
+            is. Map and score are the means of the views'. The versions of the training images take turns through the
+            same views.
     """
 
     score: str = "density"
@@ -291,7 +292,7 @@ def default() -> Recipe:
 def deit() -> Recipe:
     """The recipe `default` on DeiT-Tiny at 512 pixels; its weights have to be brought."""
     network = BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5))
-    return replace(default(), name="deit", size=512, backbone=network, beside=None)
+    return replace(default(), name="deit", size=512, backbone=network, beside=replace(network, scale=0.7))
 
 
 def pair() -> Recipe:

@@ -100,13 +100,14 @@ class DetectorGraph(nn.Module):
         self.recipe = detector.recipe
         limits = detector.calibration.level_limits
         self.shown = self.recipe.shown
+        self.shifts = [branch.backbone.shift(self.recipe.scoring.shift) for branch in detector.branches]
         self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
         self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scoring, maps, scores = self.recipe.scoring, [], []
-        for branch, limit, shown in zip(self.branches, self.limits, self.shown, strict=True):
-            for dy, dx in views(scoring.shift):
+        for branch, limit, shown, shift in zip(self.branches, self.limits, self.shown, self.shifts, strict=True):
+            for dy, dx in views(shift):
                 seen = branch(shifted(pixels, dy, dx), scoring.score)
                 large = [self._enlarged(one, dy, dx) for one in seen]
                 maps += large[-1:] * shown  # a flow that draws comes after the one that scores
