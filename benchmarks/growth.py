@@ -78,7 +78,7 @@ def measure(cell: Cell, images: Path, threads: int, output: Any) -> None:
 
     torch.set_num_threads(threads)
     recipe = named_recipe("default").change(
-        {"size": str(cell.side), "backbone.taps": cell.taps, "backbone.stride": "16", "beside": "null"}
+        {"size": str(cell.side), "backbone.taps": cell.taps, "backbone.stride": "16", "smaller": "0", "blur": "0"}
     )
     loaded = peak_gib()
     began = time.perf_counter()

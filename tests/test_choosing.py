@@ -141,7 +141,7 @@ def test_the_command_writes_what_was_tried_and_leaves_no_checkpoint(
     told = capsys.readouterr().err
     assert told.count("trying ") == 2 and told.count("chosen: ") == 1
     page = (tmp_path / "part.html").read_text()
-    assert "Recipes tried" in page and "default (64 px, compact, also at 48 px)" in page
+    assert "Recipes tried" in page and "default (64 px, compact and compact at 48 px)" in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.flaw", "part.html"]
 
 

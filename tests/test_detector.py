@@ -220,8 +220,7 @@ def test_one_flow_scores_and_another_one_draws(bundle: bool, tmp_path: Path) -> 
 
 
 def test_a_smaller_copy_is_scored_and_not_shown(tmp_path: Path) -> None:
-    changes = {"beside": json.dumps(asdict(RECIPE.backbone) | {"scale": 0.5}), "scoring.shift": "3"}
-    both = make_detector(RECIPE.change(changes))
+    both = make_detector(RECIPE.change({"smaller": "0.5", "scoring.shift": "3"}))
     assert both.recipe.shown == (True, False)
     assert both.branches[1].backbone.grid == tuple(side // 2 for side in both.branches[0].backbone.grid)
     image = pictures(1)[0][:64, :64]

@@ -151,10 +151,10 @@ def test_the_first_products_of_each_branch_are_spared(part: tuple[Path, Detector
     recipe = replace(part[1].recipe, backbone=BackboneSpec("compact", (3,)), beside=BackboneSpec("compact", (1,)))
     whole = products(detector_body(make_detector(recipe)))
     # What makes the smaller copy of the image is no product of the network.
-    body = detector_body(make_detector(recipe.change({"beside.scale": "0.5"})))
+    body = detector_body(make_detector(recipe.change({"smaller": "0.5"})))
     found = products(body)
-    assert [len(branch) for branch in found] == [len(branch) for branch in whole]
-    assert len(found) == 2 and len(found[0]) > len(found[1]) > 1
+    assert [len(branch) for branch in found] == [len(whole[0]), *map(len, whole)]
+    assert len(whole) == 2 and len(whole[0]) > len(whole[1]) > 1
     network = in_eight_bits(body, [np.asarray(image[:64, :64]) for image in parts(2, 1)], 1)
     constants = {one.name for one in network.graph.initializer}
     nodes = {node.name: node for node in network.graph.node}

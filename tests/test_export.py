@@ -206,7 +206,7 @@ EMBEDDED = replace(SMALL, backbone=BackboneSpec("compact", (3,)), flow=replace(W
 
 
 PAIR = replace(DEIT, beside=BackboneSpec("compact", (2,)))
-SMALLER = replace(EMBEDDED, beside=BackboneSpec("compact", (3,), scale=0.7))
+SMALLER = replace(EMBEDDED, smaller=0.7)
 DRAWING = replace(SMALLER, flow=replace(EMBEDDED.flow, whiten=True), blur=0.1)
 
 

@@ -21,8 +21,9 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.errors import DatasetError, ImageError, InputError, OptionError, OutputError
 from flawflow.features import ImageSource
-from flawflow.fitting import LEAST_IMAGES, branch_histories, resolve_synthesis, split
+from flawflow.fitting import LEAST_IMAGES, resolve_synthesis, split
 from flawflow.flow import Flow, FlowConfig
+from flawflow.histories import branch_histories
 from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
 from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
@@ -178,7 +179,7 @@ print(kills)
 
 
 BESIDE = {"beside": json.dumps({"name": "filters", "taps": [2]}), "scoring.shift": "2"}
-DRAWING = {"blur": "0.2", "beside": json.dumps({"name": "filters", "taps": [1, 2, 3], "scale": 0.5})}
+DRAWING = {"blur": "0.2", "smaller": "0.5"}
 
 
 @pytest.mark.parametrize("changes", [{}, BESIDE, DRAWING], ids=["one branch", "two", "one that draws"])
@@ -224,14 +225,14 @@ def test_the_flow_that_draws_is_the_one_that_its_blur_gives_alone(product: Path)
     assert both.calibration.image_scores == scoring.calibration.image_scores
     assert both.calibration.map_peaks == drawing.calibration.map_peaks
     told = branch_histories(both.provenance, both.recipe)
-    assert [name for name, _ in told] == ["filters", "filters, the map"]
+    assert [one.label for one in told] == ["filters", "filters, the map"]
 
 
 @pytest.mark.parametrize(
     ("beside", "match"),
     [
         ({"name": "filters", "taps": [1, 2, 3]}, "are the same network"),
-        ({"name": "resnet18", "taps": [2]}, "expected filters otherwise tapped or at another scale, or one of compact"),
+        ({"name": "resnet18", "taps": [2]}, "expected filters otherwise tapped, or one of compact"),
     ],
 )
 def test_a_second_network_that_adds_nothing_or_needs_weights_is_refused(beside: dict[str, Any], match: str) -> None:

@@ -47,7 +47,20 @@ def test_default_sees_a_copy_of_half_the_area_too(size: int, seen: int) -> None:
     recipe = named_recipe("default").change({"size": str(size)})
     assert [one.side(size) for one in recipe.backbones] == [size, seen]
     assert recipe.shown == (True, False)
-    assert recipe.labels == (f"compact at {size} px", f"compact at {seen} px")
+    assert recipe.labels == ("compact", f"compact at {seen} px")
+    other = recipe.change({"backbone.precision": "bfloat16", "beside": '{"name": "compact", "taps": [2]}'})
+    assert list(other.roles) == ["first", "smaller", "beside"] and other.shown == (True, False, True)
+    assert replace(other.roles["smaller"], scale=1.0) == other.backbone
+
+
+@pytest.mark.parametrize(("name", "seen"), [("compact", 320), ("vit_small_patch14_dinov2", 308), ("vit_patch32", 320)])
+def test_a_smaller_copy_has_whole_patches(name: str, seen: int) -> None:
+    assert BackboneSpec(name, (3,), scale=0.7).side(448) == seen
+
+
+def test_no_copy_of_an_image_that_is_too_small_for_one() -> None:
+    recipe = named_recipe("default").change({"size": "32"})
+    assert recipe.shown == (True,) and recipe.backbones == (recipe.backbone,)
 
 
 def test_an_unknown_recipe_is_named() -> None:
@@ -87,6 +100,9 @@ def test_an_unknown_recipe_is_named() -> None:
         ("scoring.top", "2"),
         ("scoring.top", "NaN"),
         ("backbone.taps", "[]"),
+        ("smaller", "1"),
+        ("smaller", "-0.1"),
+        ("smaller", "NaN"),
         ("blur", "-1"),
         ("blur", "NaN"),
         ("backbone.scale", "0"),

@@ -40,8 +40,7 @@ def our_recipe(job: Job) -> Recipe:
     recipe = replace(deit(), size=job["size"])
     if job["network"] != recipe.backbone.name:
         # Roots tame the heavy tails of convolutional features, as the results on other backbones have it.
-        network = replace(default_spec(job["network"]), root=True)
-        recipe = replace(recipe, backbone=network, beside=replace(network, scale=0.7))
+        recipe = replace(recipe, backbone=replace(default_spec(job["network"]), root=True))
     return recipe
 
 

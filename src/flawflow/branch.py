@@ -1,4 +1,4 @@
-"""A frozen network with the flow on its feature maps, and what several of them together see in images."""
+"""A frozen network with the flows on its feature maps, and what several of them together see in images."""
 
 from collections.abc import Hashable, Sequence
 from itertools import chain

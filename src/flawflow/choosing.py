@@ -14,7 +14,8 @@ from flawflow.datasets import open_folder
 from flawflow.detector import Detector, DeviceName
 from flawflow.errors import OptionError
 from flawflow.features import ImageSource
-from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, branch_histories, checked_seed, fit, split
+from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, checked_seed, fit, split
+from flawflow.histories import branch_histories
 from flawflow.metrics import auroc, auroc_error
 from flawflow.recipe import Recipe
 from flawflow.synthesis import Method, draw_synthetic
@@ -162,8 +163,9 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
     cut into tiles, whose scores are none of an image, the epoch's own numbers are taken.
     """
     if detector.recipe.tiling.side:
-        histories = [history for _, history in branch_histories(detector.provenance, detector.recipe)]
-        return _mean_verdict([kept_epoch([Epoch(**entry) for entry in history]) for history in histories])
+        learned = branch_histories(detector.provenance, detector.recipe)
+        kept = [(one, kept_epoch([Epoch(**entry) for entry in one.epochs])) for one in learned]
+        return _mean_verdict([one for how, one in kept if how.scores], [one for how, one in kept if how.draws])
     source = ImageSource(held_out, detector.recipe.size)
     scorer = detector.scorer
 
@@ -196,15 +198,15 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
     return Verdict(image, pixel, 0.5 * auroc_error(image, _DEFECTS * len(rows), len(source)))
 
 
-def _mean_verdict(epochs: Sequence[Epoch]) -> Verdict:
-    """What the epochs of a detector's flows say of it together."""
+def _mean_verdict(scoring: Sequence[Epoch], drawing: Sequence[Epoch]) -> Verdict:
+    """What the epochs of the flows that score, and of those that draw, say of a detector together."""
 
     def mean(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
-    image, pixel = mean([one.image_auroc for one in epochs]), mean([one.pixel_auroc for one in epochs])
-    return Verdict(image, pixel, max(one.error for one in epochs))
+    image, pixel = mean([one.image_auroc for one in scoring]), mean([one.pixel_auroc for one in drawing])
+    return Verdict(image, pixel, max(one.error for one in scoring))
 
 
 def checkpoints(file: Path, count: int) -> list[Path]:

@@ -32,9 +32,9 @@ __all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "
 
 _GROUP = 8  # images at once, and as many read meanwhile
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
-_BESIDE = "beside:"  # before the names of the second branch's tensors
+# Before the names of a branch's tensors, by its role.
+_PREFIXES = {"first": "", "smaller": "smaller:", "beside": "beside:"}
 _DRAWING = "drawing:"  # before the names of a drawing flow's tensors
-_PREFIXES = ("", _BESIDE)
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -52,7 +52,7 @@ class Detector:
 
     Args:
         recipe: every choice of the fit.
-        branches: the frozen network and its flow, or two of them.
+        branches: the frozen networks with their flows, one for each of the recipe's roles.
         calibration: scores of held-out good images; None until they have been scored.
         provenance: where it comes from, JSON values.
         weights_file: the file that the backbone's weights came from, if any; tried again when the detector is loaded.
@@ -85,7 +85,7 @@ class Detector:
 
     @property
     def flow(self) -> Flow:
-        """The first branch's flow."""
+        """The first branch's flow that scores."""
         return self.branches[0].flow
 
     @property
@@ -165,7 +165,8 @@ class Detector:
         if self.reference is not None:
             header["reference"] = json.dumps(self.reference.to_dict())
         tensors: dict[str, Tensor] = {}
-        for prefix, branch in zip(_PREFIXES, self.branches, strict=False):
+        prefixes = [_PREFIXES[role] for role in self.recipe.roles]
+        for prefix, branch in zip(prefixes, self.branches, strict=True):
             for kind, flow in zip(("", _DRAWING), branch.flows, strict=False):
                 tensors |= {
                     prefix + kind + name: one.detach().cpu().contiguous() for name, one in flow.state_dict().items()
@@ -173,7 +174,7 @@ class Detector:
         if self.bundle:
             packed = [one.pack() for one in backbones]
             header["bundle"] = json.dumps([{"graph": one.graph, "norm": one.norm} for one in packed])
-            for prefix, carried in zip(_PREFIXES, packed, strict=False):
+            for prefix, carried in zip(prefixes, packed, strict=True):
                 tensors |= {prefix + _BUNDLED + name: value for name, value in carried.tensors.items()}
         write_artefact(path, tensors, header)
 
@@ -203,7 +204,7 @@ class Detector:
             weights_file = json.loads(header["weights_file"])
             if len(about) != len(recipe.backbones):
                 raise ValueError(f"{len(about)} networks where the recipe names {len(recipe.backbones)}")
-            parts = [_part(tensors, number) for number in range(len(about))]
+            parts = [_part(tensors, _PREFIXES[role]) for role in recipe.roles]
             flows = [
                 _flows(recipe, one["channels"], tuple(one["grid"]), shown, part)
                 for one, shown, part in zip(about, recipe.shown, parts, strict=True)
@@ -288,17 +289,20 @@ def _flows(recipe: Recipe, channels: int, grid: tuple[int, int], shown: bool, pa
     for kind, config in configs.items():
         flow = Flow(channels, config, 0, grid)
         named = {name.removeprefix(kind): one for name, one in part.items() if name.startswith(kind)}
-        others = (_BUNDLED,) if kind else (_BUNDLED, _DRAWING)
+        others = (_BUNDLED, _DRAWING) if len(configs) > 1 and not kind else (_BUNDLED,)
         flow.load_state_dict({name: one for name, one in named.items() if not name.startswith(others)})
         flows.append(flow)
     return flows
 
 
-def _part(tensors: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors of one branch, under its own names."""
-    if number:
-        return {name.removeprefix(_BESIDE): one for name, one in tensors.items() if name.startswith(_BESIDE)}
-    return {name: one for name, one in tensors.items() if not name.startswith(_BESIDE)}
+    others = tuple(one for one in _PREFIXES.values() if one and one != prefix)
+    return {
+        name.removeprefix(prefix): one
+        for name, one in tensors.items()
+        if name.startswith(prefix) and not name.startswith(others)
+    }
 
 
 def _packed(header: Mapping[str, str], parts: Sequence[Mapping[str, Tensor]]) -> list[PackedBackbone] | None:

@@ -30,6 +30,7 @@ from flawflow.features import (
 )
 from flawflow.files import first_copies
 from flawflow.flow import Flow
+from flawflow.histories import HISTORIES, Learned, branch_histories, checkpoint_of
 from flawflow.images import read_mask, resize_mask
 from flawflow.levels import level_limits
 from flawflow.recipe import Recipe, named_recipe
@@ -45,8 +46,6 @@ Say = Callable[[str], None]
 LEAST_IMAGES = 4
 # Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
 HELD_OUT_SEED = 1_000_003
-# In a detector's provenance: the validated epochs of each branch's flow, and of the one that draws its map.
-_HISTORIES = (("history", "history_drawing"), ("history_beside", "history_beside_drawing"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +134,7 @@ def fit(
         features_done = time.perf_counter()
         learned = [
             _learn(
+                role,
                 backbone,
                 data,
                 sources[0],
@@ -145,13 +145,14 @@ def fit(
                 checkpoint,
                 say,
             )
-            for backbone, (data, held_out) in zip(backbones, features, strict=True)
+            for role, backbone, (data, held_out) in zip(recipe.roles, backbones, features, strict=True)
         ]
         branches, histories, limits = zip(*learned, strict=True)
         good = whole_images(sources[1])
         found = calibrate(branches, recipe, good, target, tuple(chain(*limits)))
-    for names, both in zip(_HISTORIES, histories, strict=False):
-        provenance |= {name: [asdict(epoch) for epoch in history] for name, history in zip(names, both, strict=False)}
+    for role, both in zip(recipe.roles, histories, strict=True):
+        named = zip(HISTORIES[role], both, strict=False)
+        provenance |= {name: [asdict(epoch) for epoch in history] for name, history in named}
     provenance["seconds"] = {
         "features": round(features_done - started, 2),
         "training": round(time.perf_counter() - features_done, 2),
@@ -166,6 +167,7 @@ def fit(
 
 
 def _learn(
+    role: str,
     backbone: Backbone,
     data: FeatureSet,
     source: ImageSource,
@@ -177,10 +179,9 @@ def _learn(
     say: Say | None,
 ) -> tuple[Branch, list[list[Epoch]], tuple[float, ...]]:
     """The flows on the features of one backbone, their validated epochs, and its limit of levels, if it has one."""
-    number = recipe.backbones.index(backbone.spec)
-    drawing = recipe.drawing if recipe.shown[number] else None
+    shown = dict(zip(recipe.roles, recipe.shown, strict=True))[role]
     flows, histories = [], []
-    for name, config in zip(_HISTORIES[number], (recipe.flow, drawing), strict=True):
+    for name, config in zip(HISTORIES[role], (recipe.flow, recipe.drawing if shown else None), strict=True):
         if config is None:
             continue
         flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid)
@@ -194,7 +195,7 @@ def _learn(
             recipe.scoring,
             seed=provenance["seed"],
             device=device,
-            checkpoint=checkpoint and _checkpoint(checkpoint, name),
+            checkpoint=checkpoint and checkpoint_of(checkpoint, name),
             run_key=_run_key(recipe, name, backbone, provenance),
             progress=say is not None,
         )
@@ -202,24 +203,6 @@ def _learn(
         flows.append(flow)
         histories.append(history)
     return Branch(backbone, *flows), histories, level_limits(flows[0], data, source, recipe, device)
-
-
-def branch_histories(provenance: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, list[dict[str, Any]]]]:
-    """A name of each flow with its validated epochs as a detector's provenance keeps them; none without any."""
-    known = []
-    for label, (scoring, drawing) in zip(recipe.labels, _HISTORIES, strict=False):
-        known += [(label, scoring), (f"{label}, the map", drawing)]
-    return [(label, provenance[name]) for label, name in known if provenance.get(name)]
-
-
-def branch_checkpoints(file: Path) -> list[Path]:
-    """All files that the checkpoints of a fit with this one can be."""
-    return [_checkpoint(file, name) for names in _HISTORIES for name in names]
-
-
-def _checkpoint(file: Path, history: str) -> Path:
-    """The checkpoint of the flow whose validated epochs have that name."""
-    return file.with_name(file.name + history.removeprefix("history").replace("_", "."))
 
 
 def _tell_copies(copies: int, category: Category, say: Say | None) -> None:
@@ -375,12 +358,12 @@ def _validation(
     return Validation(((features, cells, flags),), cautious=False)
 
 
-def _summary(histories: Sequence[tuple[str, list[dict[str, Any]]]], provenance: dict[str, Any]) -> str:
+def _summary(learned: Sequence[Learned], provenance: dict[str, Any]) -> str:
     lines = []
-    for label, epochs in histories:
-        best = kept_epoch([Epoch(**one) for one in epochs])
+    for one in learned:
+        best = kept_epoch([Epoch(**epoch) for epoch in one.epochs])
         values = (("image", best.image_auroc), ("pixel", best.pixel_auroc))
-        whose = f"{label}: " if len(histories) > 1 else ""
+        whose = f"{one.label}: " if len(learned) > 1 else ""
         shown = [f"{name} AUROC {value:.4f}" for name, value in values if value is not None]
         lines.append(f"{whose}kept epoch {best.epoch + 1}: {', '.join(shown) or 'no defects to compare with'}")
     seconds = provenance["seconds"]

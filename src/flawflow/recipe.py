@@ -124,9 +124,11 @@ class Recipe:
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
             the score; 0 = that one draws the map too. A faint mark decides whether a part is good, and a density that
             tells the faintest ones apart is unquiet where nothing is wrong.
-        beside: a second network, which comes with the package or is the first one otherwise tapped or at another scale,
-            and gets a flow of its own: maps and scores are the means of both, in nats. One that sees a smaller copy of
-            the image takes part in the score alone.
+        smaller: the network sees a smaller copy of the image too, the side of which is this share, and has a flow of
+            its own there; 0 = it does not. A smaller copy tells whether something is odd rather than where: it takes
+            part in the score, not in the map.
+        beside: another network, which comes with the package or is the first one otherwise tapped, and gets a flow of
+            its own. Maps and scores are the means of all, in nats.
     """
 
     name: str = "default"
@@ -141,6 +143,7 @@ class Recipe:
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
     blur: float = 0.0
+    smaller: float = 0.0
     beside: BackboneSpec | None = None
 
     def __post_init__(self) -> None:
@@ -149,11 +152,14 @@ class Recipe:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if self.versions < 1 or not 0 < self.holdout < 1:
             raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
-        if not (self.blur == 0 or (self.blur > 0 and self.flow.whiten)):
-            raise OptionError(
-                f"blur is {self.blur} and flow.whiten {self.flow.whiten}: expected a share of at least 0, and above it "
-                "flow.whiten=true"
-            )
+        for name, blur in (("blur", self.blur), ("flow.blur", self.flow.blur)):
+            if not (blur == 0 or (blur > 0 and self.flow.whiten)):
+                raise OptionError(
+                    f"{name} is {blur} and flow.whiten {str(self.flow.whiten).lower()}: expected a share of at least "
+                    f"0, and above it whitened features; set {name}=0, or flow.whiten=true"
+                )
+        if not 0 <= self.smaller < 1:
+            raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")
         if self.flow.memory and self.scoring.score != "nll":
             raise OptionError(
                 f"flow.memory is {self.flow.memory} and scoring.score '{self.scoring.score}': what is remembered "
@@ -163,47 +169,54 @@ class Recipe:
             raise OptionError("beside and backbone are the same network: name another, or other taps, or beside=null")
         if self.beside is not None and self.beside.name not in (self.backbone.name, *EMBEDDED):
             raise OptionError(
-                f"beside.name is {self.beside.name}: expected {self.backbone.name} otherwise tapped or at "
-                f"another scale, or one of {', '.join(EMBEDDED)}, because weights can be brought for one network"
+                f"beside.name is {self.beside.name}: expected {self.backbone.name} otherwise tapped, or one "
+                f"of {', '.join(EMBEDDED)}, because weights can be brought for one network"
             )
+
+    @property
+    def roles(self) -> dict[str, BackboneSpec]:
+        """The frozen networks, one for each branch of the detector: ``first``, ``smaller`` and ``beside`` if there."""
+        found = {"first": self.backbone}
+        copy = replace(self.backbone, scale=self.backbone.scale * self.smaller) if self.smaller else self.backbone
+        if copy.side(self.size) < self.backbone.side(self.size):
+            found["smaller"] = copy
+        return found | ({} if self.beside is None else {"beside": self.beside})
 
     @property
     def backbones(self) -> tuple[BackboneSpec, ...]:
         """The frozen networks, one for each branch of the detector."""
-        return (self.backbone,) if self.beside is None else (self.backbone, self.beside)
+        return tuple(self.roles.values())
 
     @property
     def shown(self) -> tuple[bool, ...]:
-        """Of each branch whether it takes part in the map: those do that see the image largest."""
-        sides = [one.side(self.size) for one in self.backbones]
-        return tuple(side == max(sides) for side in sides)
+        """Of each branch whether it takes part in the map."""
+        return tuple(role != "smaller" for role in self.roles)
 
     @property
     def drawing(self) -> FlowConfig | None:
         """The flow that draws the map of a branch that is `shown`; None = the one that scores does."""
-        return replace(self.flow, blur=self.blur) if self.blur else None
+        return replace(self.flow, blur=self.blur) if self.blur not in (0, self.flow.blur) else None
 
     @property
     def looks(self) -> int:
         """How many maps an image is scored by: one for each branch and view."""
-        return len(self.backbones) * (2 if self.scoring.shift else 1)
+        return len(self.roles) * (2 if self.scoring.shift else 1)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What tells the branches from one another, for people: a network's name, and what it differs in."""
+        names = {}
+        for role, spec in self.roles.items():
+            names[role] = f"{spec.name} at {spec.side(self.size)} px" if role == "smaller" else spec.name
+        if self.beside is not None and self.beside.name == self.backbone.name:
+            for role, spec in (("first", self.backbone), ("beside", self.beside)):
+                names[role] += f" ({', '.join(map(str, spec.taps))})"
+        return tuple(names.values())
 
     @property
     def networks(self) -> str:
         """The frozen networks by name, for people."""
-        if self.beside is not None and replace(self.beside, scale=self.backbone.scale) == self.backbone:
-            return f"{self.backbone.name}, also at {self.beside.side(self.size)} px"
         return " and ".join(self.labels)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """What tells the branches from one another, for people: the network's name, and where needed its taps, or the
-        pixels that it sees."""
-        if self.beside is None or self.beside.name != self.backbone.name:
-            return tuple(one.name for one in self.backbones)
-        if self.beside.taps == self.backbone.taps:
-            return tuple(f"{one.name} at {one.side(self.size)} px" for one in self.backbones)
-        return tuple(f"{one.name} ({', '.join(map(str, one.taps))})" for one in self.backbones)
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
         """The file of that backbone's weights, where one was brought for the recipe's network."""
@@ -282,31 +295,29 @@ def default() -> Recipe:
             evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.005, level=0.9, shift=4),
+        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=4),
         versions=2,
         blur=0.1,
-        beside=BackboneSpec(name=COMPACT, taps=(3,), scale=0.7),
+        smaller=0.7,
     )
 
 
 def deit() -> Recipe:
     """The recipe `default` on DeiT-Tiny at 512 pixels; its weights have to be brought."""
-    network = BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5))
-    return replace(default(), name="deit", size=512, backbone=network, beside=replace(network, scale=0.7))
+    return replace(default(), name="deit", size=512, backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)))
 
 
 def pair() -> Recipe:
-    """The recipes `deit` and `default` as one: both networks, for what either of them sees."""
-    return replace(deit(), name="pair", beside=BackboneSpec(name=COMPACT, taps=(3,)))
+    """Both networks, that of `deit` and that of `default`, for what either of them sees; no smaller copies."""
+    return replace(deit(), name="pair", smaller=0.0, beside=BackboneSpec(name=COMPACT, taps=(3,)))
 
 
 def fast() -> Recipe:
-    """The recipe `default` for the edge: 256 pixels in one view, and the network without its attention, half of its
-    time."""
+    """The recipe `default` for the edge: 256 pixels in one view, one flow, and the network without its attention."""
     known = default()
     scoring = replace(known.scoring, shift=0)
     network = BackboneSpec(name=COMPACT, taps=(2,))
-    return replace(known, name="fast", size=256, backbone=network, blur=0.0, beside=None, scoring=scoring)
+    return replace(known, name="fast", size=256, backbone=network, blur=0.0, smaller=0.0, scoring=scoring)
 
 
 def filters() -> Recipe:
@@ -322,7 +333,7 @@ def filters() -> Recipe:
         # Repeated edges are no texture that a filter bank knows, and would score highest of all.
         scoring=ScoringConfig(score="nll", sigma=1.0),
         blur=0.0,
-        beside=None,
+        smaller=0.0,
     )
 
 

@@ -51,7 +51,7 @@ def statistics(image: Image, anomaly_map: AnomalyMap, score: float, latents: Seq
         image: uint8 RGB (S, S, 3), of the detector's input size.
         anomaly_map: float32 (S, S).
         score: of the image.
-        latents: z (C, h, w) of each look at the image.
+        latents: z (C, h, w) of each look that scores the image.
     """
     energies = [float(z.square().mean(dim=0).median()) for z in latents]
     offsets = [float(z.flatten(1).median(dim=1).values.square().mean()) for z in latents]

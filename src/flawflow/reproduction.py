@@ -17,9 +17,9 @@ from flawflow.datasets import list_categories, open_category
 from flawflow.detector import DeviceName, resolve_device
 from flawflow.errors import DatasetError, FlawflowError
 from flawflow.evaluation import evaluate, numbers
-from flawflow.features import views
 from flawflow.files import atomic_write, digest, writable_folder, write_json
-from flawflow.fitting import StoreOptions, branch_checkpoints, fit
+from flawflow.fitting import StoreOptions, fit
+from flawflow.histories import branch_checkpoints
 from flawflow.recipe import Recipe
 from flawflow.store import make_key
 
@@ -216,17 +216,16 @@ def _cost_lines(table: Mapping[str, Any], setting: Setting) -> list[str]:
         "",
         *_grid(["", *table["methods"], "ours"], rows),
         "",
-        f"Ours: {recipe.backbone.name} at {recipe.size} pixels, its weights drawn at random unless it is embedded, on "
-        f"this machine ({device.type}); a multiplication and an addition are two operations. {_looks(recipe)}"
-        "The paper's times are those of its own GPU.",
+        f"Ours: {recipe.backbone.name} at {recipe.backbone.side(recipe.size)} pixels, its weights drawn at random "
+        f"unless it is embedded, on this machine ({device.type}); a multiplication and an addition are two operations. "
+        f"{_looks(recipe)}The paper's times are those of its own GPU.",
     ]
 
 
 def _looks(recipe: Recipe) -> str:
     """What an inspection takes more than the table says; empty for one network in one view."""
-    seen = len(views(recipe.scoring.shift))
-    looks = len(recipe.backbones) * seen
-    return f"This is one look; the recipe takes {looks}, of {recipe.networks} in {seen} views. " if looks > 1 else ""
+    looks = recipe.looks
+    return f"This is the first look; the recipe takes {looks}, through {recipe.networks}. " if looks > 1 else ""
 
 
 def _notes(dataset: str, absent: Sequence[str], setting: Setting) -> list[str]:

@@ -141,7 +141,7 @@ class Scorer:
         if roi is None:
             return float(self.image_scores(whole, pitch=pitch)), self.shown(raw)
         sensitivity = self.sensitivity(roi, shape)
-        weighed = np.stack([weigh(one, sensitivity) for one in raw])
+        weighed = np.stack([weigh(one, sensitivity) for one in raw[: self.recipe.looks]])
         score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
         return score, np.where(sensitivity > 0, weigh(self.shown(raw), sensitivity), np.float32(np.nan))
 

@@ -1,5 +1,7 @@
 """Which frozen network looks at the images, and where it is tapped."""
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +10,7 @@ from flawflow.errors import OptionError
 COMPACT = "compact"
 FILTERS = "filters"
 _STEP = 16  # pixels: what most networks can be given multiples of
+_LEAST = 32  # pixels
 EMBEDDED = (COMPACT, FILTERS)  # these come with the package and need no other
 
 
@@ -32,9 +35,8 @@ class BackboneSpec:
         window: ``"compact"`` alone: side, in cells at stride 16, of the windows that attention stays within, so that
             its time grows with the image's area and not with the square of it; every second block's windows lie half
             a window further (Liu et al. 2021, section 3.2). None = it sees the whole image.
-        scale: the network sees a smaller copy, whose side is this share of the image's, to the next multiple of 16
-            pixels; 1 = the image itself. A smaller copy tells whether something is odd rather than where: it takes
-            part in scores, not in the map.
+        scale: the network sees a smaller copy, whose side is about this share of the image's, see `side`; 1 = the image
+            itself.
         precision: of the factors of the network's products; ``bfloat16`` is faster on a GPU, and on a processor that
             multiplies matrices of it. What lies between the products stays float32, and so do the feature maps.
 
@@ -66,5 +68,9 @@ class BackboneSpec:
             raise OptionError(f"backbone scale {self.scale}: expected a share above 0 and up to 1")
 
     def side(self, size: int) -> int:
-        """Side in pixels of what the network sees of a square image of that size."""
-        return size if self.scale == 1 else min(size, max(1, round(size * self.scale / _STEP)) * _STEP)
+        """Side in pixels of what the network sees of a square image of that size: whole patches, and 16 at least."""
+        if self.scale == 1:
+            return size
+        patch = int(found[1]) if (found := re.search(r"patch(\d+)", self.name)) else _STEP
+        step = patch * math.ceil(_STEP / patch)
+        return min(size, step * max(math.ceil(_LEAST / step), round(size * self.scale / step)))

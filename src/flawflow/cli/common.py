@@ -144,11 +144,7 @@ def _changed(recipe: "Recipe", arguments: argparse.Namespace) -> "Recipe":
     changes = parse_changes(arguments.settings)
     if arguments.backbone and arguments.backbone != recipe.backbone.name:
         spec = asdict(default_spec(arguments.backbone))
-        parts = {"backbone": spec}
-        if recipe.beside is not None and recipe.beside.name == recipe.backbone.name and "beside" not in changes:
-            parts["beside"] = spec | {"scale": recipe.beside.scale}  # what looks at a smaller copy is the same network
-        given = {f"{part}.{name}": json.dumps(value) for part, one in parts.items() for name, value in one.items()}
-        changes = given | changes
+        changes = {f"backbone.{name}": json.dumps(value) for name, value in spec.items()} | changes
     if arguments.tile is not None:
         tiling = parse_tile(arguments.tile)
         changes = {"tiling.side": str(tiling.side), "tiling.overlap": str(tiling.shared)} | changes

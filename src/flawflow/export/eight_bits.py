@@ -38,6 +38,7 @@ SPARED = (1, 2, 4, 8)  # so many of the first products are tried to stay as they
 _RANGES = 32  # images that set ranges, at most
 _JUDGED = 100  # good images to compare on, at most
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_BACKBONE = r"'branches\.(\d+)\.backbone'(?!, 'branches\.\d+\.backbone\.smaller)"
 _SCOPES = "pkg.torch.onnx.name_scopes"  # where the exporter says which module a node comes from
 
 
@@ -180,7 +181,7 @@ def _branch_of(node: onnx.NodeProto) -> str | None:
     """The number of the branch whose backbone the node belongs to; None for nodes of no backbone, or that only make the
     smaller copy that it sees."""
     scopes = (entry.value for entry in node.metadata_props if entry.key == _SCOPES)
-    found = next((re.search(r"'branches\.(\d+)\.backbone'(?!.*smaller)", text) for text in scopes), None)
+    found = next((re.search(_BACKBONE, text) for text in scopes), None)
     return found[1] if found else None
 
 

@@ -10,7 +10,7 @@ import torch
 
 from flawflow.calibration import Decision, confidence_percent, promise, promised_percent, rate_percent
 from flawflow.detector import Detector
-from flawflow.fitting import branch_histories
+from flawflow.histories import branch_histories
 from flawflow.recipe import RECIPES, named_recipe
 from flawflow.report import Axis, Line, Mark, Markup, Section, line_chart
 from flawflow.training import Epoch, kept_epoch
@@ -77,7 +77,7 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
 def histories(detector: Detector) -> list[tuple[str, list[dict[str, Any]]]]:
     """The validated epochs of each flow, after what tells it from another one, in words; none without any."""
     known = branch_histories(detector.provenance, detector.recipe)
-    return [(f", {label}" if len(known) > 1 else "", history) for label, history in known]
+    return [(f", {one.label}" if len(known) > 1 else "", one.epochs) for one in known]
 
 
 def _curves(name: str, history: Sequence[Mapping[str, Any]]) -> list[Markup]:

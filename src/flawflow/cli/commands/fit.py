@@ -8,7 +8,8 @@ from flawflow.choosing import checkpoints, fit_best
 from flawflow.cli.common import check_detector_output, check_outputs, chosen_budget, chosen_recipes, say, store_options
 from flawflow.datasets import open_folder
 from flawflow.errors import OptionError
-from flawflow.fitting import branch_checkpoints, checked_seed
+from flawflow.fitting import checked_seed
+from flawflow.histories import branch_checkpoints
 from flawflow.pages import held_out_twins, write_fit_page
 
 
