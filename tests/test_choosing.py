@@ -152,7 +152,12 @@ def test_a_second_network_is_told_in_the_page_and_leaves_no_checkpoint(product: 
         main(["fit", str(product), "-o", str(output), *quick, "--set", 'beside={"name": "filters", "taps": [1]}']) == 0
     )
     page = (tmp_path / "part.html").read_text()
-    for told in ("compact and filters", "Loss, compact", "Loss, filters", "image AUROC, validation, filters"):
+    for told in (
+        "compact and compact at 48 px and filters",
+        "Loss, compact",
+        "Loss, filters",
+        "image AUROC, validation, filters",
+    ):
         assert told in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.flaw", "part.html"]
     one = next((product / "train" / "good").glob("*.png"))

@@ -181,7 +181,7 @@ def test_detector_files_of_another_kind(part: Path, line: Path, tmp_path: Path, 
     cut.write_bytes(part.read_bytes()[:-100])
     assert "truncated" in refused(capsys, "inspect", cut, line / "stone/test")
     old = tmp_path / "old.flaw"
-    old.write_bytes(part.read_bytes().replace(b'"version":"5"', b'"version":"0"'))
+    old.write_bytes(part.read_bytes().replace(b'"version":"6"', b'"version":"0"'))
     assert "version 0" in refused(capsys, "inspect", old, line / "stone/test")
     assert "cannot be read" in refused(capsys, "inspect", tmp_path / "none.flaw", line / "stone/test")
 

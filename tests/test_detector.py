@@ -46,7 +46,7 @@ def make_detector(recipe: Recipe = RECIPE, weights: Path | None = None, **more: 
         flow = Flow(one.channels, recipe.flow, 5, one.grid)
         drawing = Flow(one.channels, recipe.drawing, 6, one.grid) if shown and recipe.drawing else None
         branches.append(Branch(one, flow, drawing))
-    limits = (0.7, 0.9)[: len(branches)]
+    limits = (0.7, 0.9, 1.1)[: len(branches)]
     calibration = Calibration((0.25, 1 / 3, 1e6), (0.5, 2 / 3, 2e6), -0.1, 2e5, limits, Budget(0.3, None))
     return Detector(recipe, branches, calibration, PROVENANCE, **more)
 
