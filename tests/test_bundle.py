@@ -144,6 +144,23 @@ def test_a_bundle_of_two_networks_carries_both(shared: Path, tmp_path: Path) -> 
     assert Detector.load(path, weights, "cpu").branches[1].backbone.weights_hash == other.weights_hash
 
 
+@pytest.mark.parametrize("name", ["compact", "deit_tiny_patch16_224"])
+def test_a_bundle_carries_the_weights_of_a_smaller_copy_once(shared: Path, tmp_path: Path, name: str) -> None:
+    weights = None if name == "compact" else shared / "weights" / f"{name}.safetensors"
+    flow = FlowConfig(blocks=1, subnet="local", hidden=8, whiten=True)
+    recipe = Recipe("small", 64, BackboneSpec(name, (1, 2)), flow, scoring=ScoringConfig("nll"), blur=0.1, smaller=0.5)
+    detector, path = make_detector(recipe, weights, bundle=True, weights_file=weights), tmp_path / "part.flaw"
+    detector.save(path)
+    carried = [one for one in load_file(path) if "backbone:weights." in one]
+    assert carried and not any(one.startswith("smaller:") for one in carried)
+    loaded, images = Detector.load(path, device="cpu"), pictures(2)
+    assert [one.score for one in loaded.inspect(images)] == pytest.approx([x.score for x in detector.inspect(images)])
+    hashes = {branch.backbone.weights_hash for branch in (*detector.branches, *loaded.branches)}
+    assert len(hashes) == 1 and len(loaded.branches) == 2
+    loaded.save(tmp_path / "again.flaw")
+    assert load_file(tmp_path / "again.flaw").keys() == load_file(path).keys()
+
+
 def _second(tensors: dict[str, torch.Tensor]) -> PackedBackbone:
     prefix = "beside:backbone:"
     held = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}

@@ -232,12 +232,13 @@ def test_the_flow_that_draws_is_the_one_that_its_blur_gives_alone(product: Path)
     ("beside", "match"),
     [
         ({"name": "filters", "taps": [1, 2, 3]}, "are the same network"),
+        ({"name": "filters", "taps": [1, 2, 3], "scale": 0.5}, "are the same network"),
         ({"name": "resnet18", "taps": [2]}, "expected filters otherwise tapped, or one of compact"),
     ],
 )
 def test_a_second_network_that_adds_nothing_or_needs_weights_is_refused(beside: dict[str, Any], match: str) -> None:
     with pytest.raises(OptionError, match=match):
-        RECIPE.change({"beside": json.dumps(beside)})
+        RECIPE.change({"beside": json.dumps(beside), "smaller": "0.5"})
 
 
 @pytest.fixture(scope="module")

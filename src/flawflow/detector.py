@@ -32,6 +32,7 @@ __all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "
 
 _GROUP = 8  # images at once, and as many read meanwhile
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
+_WEIGHTS = f"{_BUNDLED}weights."  # … those that a network and its smaller copy share
 # Before the names of a branch's tensors, by its role.
 _PREFIXES = {"first": "", "smaller": "smaller:", "beside": "beside:"}
 _DRAWING = "drawing:"  # before the names of a drawing flow's tensors
@@ -165,8 +166,8 @@ class Detector:
         if self.reference is not None:
             header["reference"] = json.dumps(self.reference.to_dict())
         tensors: dict[str, Tensor] = {}
-        prefixes = [_PREFIXES[role] for role in self.recipe.roles]
-        for prefix, branch in zip(prefixes, self.branches, strict=True):
+        for role, branch in zip(self.recipe.roles, self.branches, strict=True):
+            prefix = _PREFIXES[role]
             for kind, flow in zip(("", _DRAWING), branch.flows, strict=False):
                 tensors |= {
                     prefix + kind + name: one.detach().cpu().contiguous() for name, one in flow.state_dict().items()
@@ -174,8 +175,11 @@ class Detector:
         if self.bundle:
             packed = [one.pack() for one in backbones]
             header["bundle"] = json.dumps([{"graph": one.graph, "norm": one.norm} for one in packed])
-            for prefix, carried in zip(prefixes, packed, strict=True):
-                tensors |= {prefix + _BUNDLED + name: value for name, value in carried.tensors.items()}
+            for role, carried in zip(self.recipe.roles, packed, strict=True):
+                named = {_BUNDLED + name: one for name, one in carried.tensors.items()}
+                if role == "smaller":  # the same network as the first
+                    named = {name: one for name, one in named.items() if not name.startswith(_WEIGHTS)}
+                tensors |= {_PREFIXES[role] + name: one for name, one in named.items()}
         write_artefact(path, tensors, header)
 
     @staticmethod
@@ -205,6 +209,8 @@ class Detector:
             if len(about) != len(recipe.backbones):
                 raise ValueError(f"{len(about)} networks where the recipe names {len(recipe.backbones)}")
             parts = [_part(tensors, _PREFIXES[role]) for role in recipe.roles]
+            if "smaller" in recipe.roles:
+                parts[1] |= {name: one for name, one in parts[0].items() if name.startswith(_WEIGHTS)}
             flows = [
                 _flows(recipe, one["channels"], tuple(one["grid"]), shown, part)
                 for one, shown, part in zip(about, recipe.shown, parts, strict=True)

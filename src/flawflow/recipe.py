@@ -152,12 +152,7 @@ class Recipe:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if self.versions < 1 or not 0 < self.holdout < 1:
             raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
-        for name, blur in (("blur", self.blur), ("flow.blur", self.flow.blur)):
-            if not (blur == 0 or (blur > 0 and self.flow.whiten)):
-                raise OptionError(
-                    f"{name} is {blur} and flow.whiten {str(self.flow.whiten).lower()}: expected a share of at least "
-                    f"0, and above it whitened features; set {name}=0, or flow.whiten=true"
-                )
+        replace(self.flow, blur=self.blur)  # refuses what no flow could learn with
         if not 0 <= self.smaller < 1:
             raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")
         if self.flow.memory and self.scoring.score != "nll":
@@ -165,7 +160,7 @@ class Recipe:
                 f"flow.memory is {self.flow.memory} and scoring.score '{self.scoring.score}': what is remembered "
                 "changes the likelihood alone; set scoring.score=nll, or flow.memory=0"
             )
-        if self.beside == self.backbone:
+        if self.beside is not None and self.beside in (self.backbone, self.roles.get("smaller")):
             raise OptionError("beside and backbone are the same network: name another, or other taps, or beside=null")
         if self.beside is not None and self.beside.name not in (self.backbone.name, *EMBEDDED):
             raise OptionError(

@@ -56,6 +56,14 @@ class FlowConfig:
     reach: int = 2
     recompute: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises OptionError for a blur that no flow could learn with; `Flow` refuses the rest."""
+        if not (self.blur == 0 or (self.blur > 0 and self.whiten)):
+            raise OptionError(
+                f"a flow's blur is {self.blur} and whiten {str(self.whiten).lower()}: expected a share of at least 0, "
+                "and above it whitened features; set blur=0 and flow.blur=0, or flow.whiten=true"
+            )
+
 
 class Flow(nn.Module):
     """A stack of invertible layers over feature maps (paper section 3.2).
@@ -80,11 +88,6 @@ class Flow(nn.Module):
             raise OptionError(f"{config}: expected blocks ≥ 1, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
         if not 0 <= config.shrinkage <= 1:
             raise OptionError(f"flow.shrinkage is {config.shrinkage}: expected a number in [0, 1]")
-        if not (config.blur == 0 or (config.blur > 0 and config.whiten)):
-            raise OptionError(
-                f"flow.blur is {config.blur} and whiten {config.whiten}: expected a share of at least 0, and above it "
-                "flow.whiten=true"
-            )
         if not 0 <= config.memory < 1 or config.reach < 0 or config.memory_most < 1:
             raise OptionError(
                 f"flow.memory is {config.memory}, memory_most {config.memory_most} and reach {config.reach}: "
