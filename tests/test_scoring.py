@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flawflow.errors import OptionError
+from flawflow.features import shifted
 from flawflow.scoring import SCORES, enlarge, image_levels, image_scores, location_scores, smooth
 
 
@@ -92,6 +93,16 @@ def test_enlarging_is_bilinear_between_cell_centres(height: int, width: int, fac
     ours = enlarge(torch.from_numpy(grid)[None], size)[0].numpy()
     assert np.allclose(ours, plain_enlarge(grid, size), atol=1e-12)
     assert ours.max() <= grid.max() + 1e-12 and ours.min() >= grid.min() - 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 99), dy=st.integers(-40, 40), dx=st.integers(-40, 40), colours=st.integers(0, 3))
+def test_shifting_repeats_the_edge_and_enlarging_shifts_alike(seed: int, dy: int, dx: int, colours: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (2, 13, 17, colours)[: 3 + (colours > 0)], np.uint8)
+    rows, columns = np.clip(np.arange(13) + dy, 0, 12), np.clip(np.arange(17) + dx, 0, 16)
+    assert np.array_equal(shifted(torch.from_numpy(pixels), dy, dx), pixels[:, rows][:, :, columns])
+    grid = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 3, 5)))
+    assert torch.allclose(enlarge(grid, 17, dy, dx), shifted(enlarge(grid, 17), dy, dx), atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)

@@ -100,5 +100,5 @@ def look(
                 if flow.memory is not None:
                     maps = flow.memory(z, log_det, maps)
                 maps = smooth(maps, recipe.scoring.sigma)
-                kept.append(shifted(enlarge(maps.float(), recipe.size), -dy, -dx))
+                kept.append(enlarge(maps.float(), recipe.size, -dy, -dx))
     return torch.stack([*looks[0], *looks[1]], dim=1).cpu()

@@ -115,7 +115,7 @@ class DetectorGraph(nn.Module):
         return torch.stack(maps).mean(dim=0), torch.stack(scores).mean()
 
     def _enlarged(self, seen: Tensor, dy: int, dx: int) -> Tensor:
-        return shifted(enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size), -dy, -dx)[0]
+        return enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size, -dy, -dx)[0]
 
     def _score(self, flat: Tensor, limit: float | None) -> Tensor:
         """`scoring.image_scores` of one look's map (S²,)."""
