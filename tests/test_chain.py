@@ -129,6 +129,22 @@ def test_what_was_folded_is_folded_again_after_a_change() -> None:
         assert torch.equal(flow(x.float())[0], flow(x.float())[0])
 
 
+@pytest.mark.parametrize("subnet", SUBNETS)
+@torch.no_grad()
+def test_what_a_subnet_has_settled_follows_each_parameter_and_dropout(subnet: str) -> None:
+    flow = make_flow(replace(SMALL, subnet=subnet, dropout=0.5), channels=6, distance=0.3)
+    x = features(1, 6, 4, 3)
+    flow(x)
+    for parameter in flow.blocks[1].parameters():
+        parameter.mul_(1.2)
+        assert torch.allclose(flow(x)[0], block_by_block(flow, x)[0])
+    settled = flow(x)[0]
+    if subnet != "convolution":  # which has no dropout
+        flow.train()
+        assert not torch.equal(flow(x)[0], flow(x)[0])
+    assert torch.equal(flow.eval()(x)[0], settled)
+
+
 def test_names_of_weights_are_those_of_older_files() -> None:
     inside = {
         "convolution": ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "2.bias"],

@@ -10,7 +10,7 @@ until it is needed, or, with ``recompute``, nothing is: the blocks are undone on
 and each subnet is run again on what it was given. Memory then does not grow with the number of blocks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import compress
@@ -24,6 +24,8 @@ from flawflow.flow.cells import Cells
 from flawflow.flow.coupling import CouplingBlock
 from flawflow.flow.subnets import Subnet
 
+Inside = Callable[[Tensor, Cells | None], Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -35,6 +37,7 @@ class Step:
         take, change: int64 (C/2,), places of the channels that it looks at, and of those that it changes.
         folded: weight (hidden, C/2) and bias (hidden,) of the first convolution, weight (C, hidden) and bias (C,) of
             the last one, and what is added to the changed channels before they are scaled, (C/2,).
+        inside: what lies between, for a chain that is not trained; None = as the subnet's parameters are.
     """
 
     subnet: Subnet
@@ -42,22 +45,26 @@ class Step:
     take: Tensor
     change: Tensor
     folded: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    inside: Inside | None = None
 
     def inner(self) -> list[Tensor]:
         """The parameters that are used as they are."""
         ends = {id(one) for end in self.subnet.ends() for one in end.parameters()}
         return [one for one in self.subnet.parameters() if id(one) not in ends]
 
-    def raw(self, x1: Tensor, folded: Sequence[Tensor], cells: Cells | None) -> Tensor:
-        """[a_s, a_t] (B, C, h, w) of the channels looked at, (B, C/2, h, w)."""
+    def raw(self, x1: Tensor, folded: Sequence[Tensor], cells: Cells | None, out: Tensor | None = None) -> Tensor:
+        """[a_s, a_t] (B, C, h, w) of the channels looked at, (B, C/2, h, w); written to ``out`` where one is given."""
         enter, enter_bias, leave, leave_bias = folded[:4]
         batch, _, height, width = x1.shape
         # Products of matrices take their factors in any order of axes: the channels are innermost from here …
         hidden = torch.baddbmm(enter_bias, x1.flatten(2).transpose(1, 2), enter.T.expand(batch, *enter.T.shape))
-        hidden = self.subnet.inside(hidden.transpose(1, 2).view(batch, -1, height, width), cells)
+        inside = self.inside or self.subnet.inside
+        hidden = inside(hidden.transpose(1, 2).view(batch, -1, height, width), cells)
         # … to here.
-        raw = torch.baddbmm(leave_bias[:, None], leave.expand(batch, *leave.shape), hidden.flatten(2))
-        return raw.to(x1.dtype).view(batch, -1, height, width)
+        factors = leave.expand(batch, *leave.shape), hidden.flatten(2)
+        if out is not None:
+            return torch.baddbmm(leave_bias[:, None], *factors, out=out.flatten(2)).view_as(out)
+        return torch.baddbmm(leave_bias[:, None], *factors).to(x1.dtype).view(batch, -1, height, width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,15 @@ class Chain:
             v, log_det = _Couplings.apply(v, self.steps, recompute, cells, *gradients)
             return v * self.scale[:, None, None] + self.offset[:, None, None], log_det + self.log_det
         log_det = self.log_det.expand(x.shape[0], *x.shape[2:]).clone()
+        # The same memory for all steps: new one would be handed out by the system, and filled with zeros, each time.
+        raw, half = torch.empty_like(v), torch.empty_like(v.chunk(2, dim=1)[0])
         for step in self.steps:
-            log_det += _couple(v, step, step.raw(v.index_select(1, step.take), step.folded, cells))[0]
+            step.raw(torch.index_select(v, 1, step.take, out=half), step.folded, cells, raw)
+            log_scale, shift = raw.chunk(2, dim=1)
+            log_scale.tanh_().mul_(step.clamp)
+            log_det += log_scale.sum(dim=1)
+            x2 = torch.index_select(v, 1, step.change, out=half).add_(step.folded[4][:, None, None])
+            v.index_copy_(1, step.change, shift.addcmul_(x2, log_scale.exp_()))
         return v.mul_(self.scale[:, None, None]).add_(self.offset[:, None, None]), log_det
 
 
@@ -110,7 +124,8 @@ def fold(blocks: Iterable[CouplingBlock], like: Tensor) -> Chain:
         # Rounded alike by any number of threads, which a product of matrix and vector is not.
         moved = (weight * offset1).sum(dim=1)
         ends = (weight * scale1, bias + moved, leave.weight.flatten(1) * factor[:, None])
-        steps.append(Step(subnet, block.clamp, take, change, (*ends, leave_bias * factor, offset2 / scale2)))
+        inside = None if torch.is_grad_enabled() else subnet.settled()
+        steps.append(Step(subnet, block.clamp, take, change, (*ends, leave_bias * factor, offset2 / scale2), inside))
         gamma = block.scale()
         gamma1, beta1 = gamma.chunk(2)[0], block.offset.chunk(2)[0]
         scale = (gamma * scale)[block.order]

@@ -150,6 +150,7 @@ class Flow(nn.Module):
         key = self.state()
         if key is None:
             return fold(self.blocks, like)  # type: ignore[arg-type]
+        key = self.training, key
         if self._chain is None or self._chain[0] != key:
             self._chain = key, fold(self.blocks, like)  # type: ignore[arg-type]
         return self._chain[1]

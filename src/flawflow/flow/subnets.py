@@ -77,18 +77,26 @@ class Attention(nn.Module):
         self.kvq = weight_norm(nn.Linear(width, 3 * width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._mixed(x, self.kvq.weight)
+
+    def settled(self) -> Callable[[Tensor], Tensor]:
+        """The same for inspection: the norm of the weight is found once."""
+        weight = self.kvq.weight
+        return lambda x: self._mixed(x, weight)
+
+    def _mixed(self, x: Tensor, weight: Tensor) -> Tensor:
         batch, width, height, breadth = x.shape
         tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + position_code(height * breadth, width, tokens)
+        kvq = F.linear(tokens + position_code(height * breadth, width, tokens), weight)
         keys, values, queries = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.kvq(tokens).chunk(3, dim=2)
+            part.view(batch, -1, self.heads, width // self.heads).transpose(1, 2) for part in kvq.chunk(3, dim=2)
         )
         dropout = self.dropout if self.training else 0.0
         if dropout and x.device.type == "cpu":
             mixed: Tensor = DroppedAttention.apply(queries, keys, values, dropout)
         else:
             mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
-        return mixed.transpose(1, 2).reshape(batch, height * breadth, width).transpose(1, 2).view_as(x)
+        return mixed.transpose(1, 2).flatten(2).transpose(1, 2).view_as(x)
 
 
 class Subnet(nn.Module):
@@ -104,6 +112,11 @@ class Subnet(nn.Module):
         ``cells`` tells where single locations come from; only a subnet that does not mix locations is given them.
         """
         raise NotImplementedError
+
+    def settled(self) -> Callable[[Tensor, Cells | None], Tensor]:
+        """`inside` for inspection: what does not depend on the input may be computed once, and not follow the
+        parameters any more."""
+        return self.inside
 
     def forward(self, x: Tensor) -> Tensor:
         first, last = self.ends()
@@ -148,6 +161,21 @@ class AttentionSubnet(Subnet):
         hidden = local + hidden if self.residual else local
         mixed: Tensor = self.attention(hidden)
         return mixed + hidden if self.residual else mixed
+
+    def settled(self) -> Callable[[Tensor, Cells | None], Tensor]:
+        if self.training:
+            return self.inside
+        bias, attend = self.local.bias, self.attention.settled()
+        local = self.local.weight.contiguous(memory_format=torch.channels_last)  # as what it is given is
+        if self.residual:  # what is added to the convolution is one more weight at its centre
+            centre = torch.eye(len(local), dtype=local.dtype, device=local.device)
+            local = local + F.pad(centre[:, :, None, None], (1, 1, 1, 1))
+
+        def inside(hidden: Tensor, cells: Cells | None = None) -> Tensor:  # noqa: ARG001
+            hidden = F.conv2d(hidden, local, bias, padding=1)
+            return attend(hidden) + hidden if self.residual else attend(hidden)
+
+        return inside
 
 
 class PlacedSubnet(Subnet):
