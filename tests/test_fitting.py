@@ -179,7 +179,7 @@ print(kills)
 
 
 BESIDE = {"beside": json.dumps({"name": "filters", "taps": [2]}), "scoring.shift": "2"}
-DRAWING = {"blur": "0.2", "smaller": "0.5"}
+DRAWING = {"blur": "0.2", "trust": "0.5", "smaller": "0.5"}
 
 
 @pytest.mark.parametrize("changes", [{}, BESIDE, DRAWING], ids=["one branch", "two", "one that draws"])
@@ -214,8 +214,8 @@ def test_each_branch_is_the_one_that_its_network_gives_alone(product: Path, tile
 
 def test_the_flow_that_draws_is_the_one_that_its_blur_gives_alone(product: Path) -> None:
     scoring = small_fit(product, RECIPE)
-    drawing = small_fit(product, RECIPE.change({"flow.blur": "0.2"}))
-    both = small_fit(product, RECIPE.change({"blur": "0.2"}))
+    drawing = small_fit(product, RECIPE.change({"flow.blur": "0.2", "flow.trust": "0.5"}))
+    both = small_fit(product, RECIPE.change({"blur": "0.2", "trust": "0.5"}))
     for alone, flow in zip((scoring, drawing), both.branches[0].flows, strict=True):
         assert alone.flow.config == flow.config
         expected = alone.flow.state_dict()

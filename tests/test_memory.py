@@ -65,6 +65,17 @@ def test_the_lowered_nll_is_the_least_over_all_centres_in_reach(reach: int) -> N
         assert float(lowered[b, y, x]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("trust", [0.25, 1.0])
+def test_what_is_trusted_less_lowers_by_that_share(trust: float) -> None:
+    memory = remembered()
+    z, log_det, nll = latents()
+    whole = memory(z, log_det, nll)
+    memory.trust = trust
+    torch.testing.assert_close(memory(z, log_det, nll), (1 - trust) * nll + trust * whole)
+    with pytest.raises(OptionError, match="trust is 0: expected"):
+        FlowConfig(trust=0)
+
+
 def test_the_width_is_how_one_mark_differs_between_images() -> None:
     jitter = torch.tensor([0.8, 0.8, 1.0, 1.2, 1.5, 2.0])
     latents, places, owners = twins(jitter)

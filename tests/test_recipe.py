@@ -105,6 +105,8 @@ def test_an_unknown_recipe_is_named() -> None:
         ("smaller", "NaN"),
         ("blur", "-1"),
         ("blur", "NaN"),
+        ("trust", "0"),
+        ("flow.trust", "1.1"),
         ("backbone.scale", "0"),
         ("backbone.scale", "1.5"),
         ("backbone.scale", "NaN"),

@@ -124,6 +124,7 @@ class Recipe:
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
             the score; 0 = that one draws the map too. A faint mark decides whether a part is good, and a density that
             tells the faintest ones apart is unquiet where nothing is wrong.
+        trust: the ``flow.trust`` of that flow.
         smaller: the network sees a smaller copy of the image too, the side of which is this share, and has a flow of
             its own there; 0 = it does not. A smaller copy tells whether something is odd rather than where: it takes
             part in the score, not in the map.
@@ -143,6 +144,7 @@ class Recipe:
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
     blur: float = 0.0
+    trust: float = 1.0
     smaller: float = 0.0
     beside: BackboneSpec | None = None
 
@@ -152,7 +154,7 @@ class Recipe:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if self.versions < 1 or not 0 < self.holdout < 1:
             raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
-        replace(self.flow, blur=self.blur)  # refuses what no flow could learn with
+        replace(self.flow, blur=self.blur, trust=self.trust)  # refuses what no flow could learn with
         if not 0 <= self.smaller < 1:
             raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")
         if self.flow.memory and self.scoring.score != "nll":
@@ -190,7 +192,8 @@ class Recipe:
     @property
     def drawing(self) -> FlowConfig | None:
         """The flow that draws the map of a branch that is `shown`; None = the one that scores does."""
-        return replace(self.flow, blur=self.blur) if self.blur not in (0, self.flow.blur) else None
+        known = replace(self.flow, blur=self.blur, trust=self.trust)
+        return known if self.blur not in (0, self.flow.blur) else None
 
     @property
     def looks(self) -> int:
@@ -299,7 +302,8 @@ def default() -> Recipe:
 
 def deit() -> Recipe:
     """The recipe `default` on DeiT-Tiny at 512 pixels; its weights have to be brought."""
-    return replace(default(), name="deit", size=512, backbone=BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5)))
+    network = BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5))
+    return replace(default(), name="deit", size=512, backbone=network, blur=0.2, trust=0.5)
 
 
 def pair() -> Recipe:

@@ -29,7 +29,7 @@ class DenseMemory(nn.Module):
     def __init__(self, memory: Memory, grid: tuple[int, int]) -> None:
         super().__init__()
         self.height, self.columns = grid
-        self.reach = memory.reach
+        self.reach, self.trust = memory.reach, memory.trust
         self.threshold = float(memory.threshold)
         self.register_buffer("narrow", (1 / memory.width)[:, None, None])
         self.constant = float(memory.width.log().sum())
@@ -50,6 +50,8 @@ class DenseMemory(nn.Module):
             return nll
         least = (torch.stack(found).amin(dim=0) + cells.square().sum(dim=0)).clamp_min(0)
         lowered = torch.minimum(nll, 0.5 * least[None] + self.constant - log_det)
+        if self.trust < 1:
+            lowered = nll + self.trust * (lowered - nll)
         return torch.where(nll > self.threshold, lowered, nll)
 
     def _beyond(self, cells: Tensor, row: int, first: int, last: int) -> Tensor:

@@ -34,6 +34,7 @@ class Memory(nn.Module):
     Args:
         channels: C of the latents.
         reach: how many cells away, in rows and in columns, a remembered place still counts.
+        trust: by which share of the way the NLL falls, in (0, 1].
 
     Attributes:
         latents: (K, C) float16, ordered by row.
@@ -49,9 +50,9 @@ class Memory(nn.Module):
     centres: Tensor
     norms: Tensor
 
-    def __init__(self, channels: int, reach: int) -> None:
+    def __init__(self, channels: int, reach: int, trust: float = 1.0) -> None:
         super().__init__()
-        self.reach = reach
+        self.reach, self.trust = reach, trust
         self.register_buffer("latents", torch.zeros(0, channels, dtype=torch.float16))
         self.register_buffer("places", torch.zeros(0, 2, dtype=torch.int16))
         self.register_buffer("width", torch.ones(channels))
@@ -87,7 +88,8 @@ class Memory(nn.Module):
             # What a last step computes too much is overwritten by the next row, or cut off.
             torch.amin(beyond, dim=1, out=least[part])
         least = self._nats(least[: len(cells)], cells) - log_det[image, row, column]
-        lowered[image, row, column] = torch.minimum(nll[image, row, column], least)
+        known = nll[image, row, column]
+        lowered[image, row, column] = torch.lerp(known, torch.minimum(known, least), self.trust)
         return lowered
 
     def _nats(self, least: Tensor, cells: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ class FlowConfig:
         memory_most: about how many cells are remembered at most, so that neither the detector's file nor the time of an
             inspection grows without end with the number of training images.
         reach: how many cells away a remembered place still counts.
+        trust: by which share of the way a remembered place lowers the NLL of what resembles it, in (0, 1].
         recompute: keep no activations in training, and find them again by undoing the couplings: a third more time,
             and memory that does not grow with the number of blocks.
     """
@@ -54,15 +55,18 @@ class FlowConfig:
     memory: float = 0.0
     memory_most: int = 100_000
     reach: int = 2
+    trust: float = 1.0
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        """Raises OptionError for a blur that no flow could learn with; `Flow` refuses the rest."""
+        """Raises OptionError for a blur or trust that no flow could learn with; `Flow` refuses the rest."""
         if not (self.blur == 0 or (self.blur > 0 and self.whiten)):
             raise OptionError(
                 f"a flow's blur is {self.blur} and whiten {str(self.whiten).lower()}: expected a share of at least 0, "
                 "and above it whitened features; set blur=0 and flow.blur=0, or flow.whiten=true"
             )
+        if not 0 < self.trust <= 1:
+            raise OptionError(f"a flow's trust is {self.trust}: expected a share above 0 and up to 1")
 
 
 class Flow(nn.Module):
@@ -102,7 +106,7 @@ class Flow(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
-        self.memory = Memory(channels, config.reach) if config.memory else None
+        self.memory = Memory(channels, config.reach, config.trust) if config.memory else None
         self._chain: tuple[Hashable, Chain] | None = None
 
     def _block(self) -> CouplingBlock:
