@@ -205,7 +205,8 @@ class Recipe:
         """What tells the branches from one another, for people: a network's name, and what it differs in."""
         names = {}
         for role, spec in self.roles.items():
-            names[role] = f"{spec.name} at {spec.side(self.size)} px" if role == "smaller" else spec.name
+            side = spec.side(self.size)
+            names[role] = spec.name if side == self.size else f"{spec.name} at {side} px"
         if self.beside is not None and self.beside.name == self.backbone.name:
             for role, spec in (("first", self.backbone), ("beside", self.beside)):
                 names[role] += f" ({', '.join(map(str, spec.taps))})"
@@ -307,8 +308,8 @@ def deit() -> Recipe:
 
 
 def pair() -> Recipe:
-    """Both networks, that of `deit` and that of `default`, for what either of them sees; no smaller copies."""
-    return replace(deit(), name="pair", smaller=0.0, beside=BackboneSpec(name=COMPACT, taps=(3,)))
+    """Both networks, that of `deit` and that of `default`, each at its own size, for what either of them sees."""
+    return replace(deit(), name="pair", smaller=0.0, beside=BackboneSpec(name=COMPACT, taps=(3,), scale=0.875))
 
 
 def fast() -> Recipe:
