@@ -349,15 +349,18 @@ def test_in_bfloat16_the_maps_are_near_and_the_weights_the_same(
         assert torch.equal(unpack_backbone(lower.spec, 64, packed)(images), found)
 
 
-def test_a_smaller_copy_is_pillows() -> None:
+@pytest.mark.parametrize("side", [33, 40, 64, 80, 90])
+def test_a_smaller_copy_is_pillows(side: int) -> None:
     rows, columns = np.mgrid[:90, :90]
     smooth = np.stack([rows * 2 + 30, columns * 2 + 20, 128 + 60 * np.sin((rows + 2 * columns) / 9)], axis=2)
     image = smooth.astype(np.uint8)
-    found = Smaller(90, 64)(torch.from_numpy(image).permute(2, 0, 1)[None].float())
-    expected = PIL.Image.fromarray(image).resize((64, 64), PIL.Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    found = Smaller(90, side)(torch.cat([pixels, 255 - pixels]))
+    expected = PIL.Image.fromarray(image).resize((side, side), PIL.Image.Resampling.LANCZOS)
     assert np.abs(found[0].permute(1, 2, 0).numpy() - np.asarray(expected)).max() < 1.5  # it rounds twice
+    assert torch.allclose(found[1], 255 - found[0], atol=1e-3)
     flat = torch.full((1, 3, 90, 90), 77.0)
-    assert torch.allclose(Smaller(90, 64)(flat), flat[..., :64, :64])
+    assert torch.allclose(Smaller(90, side)(flat), flat[..., :side, :side])
 
 
 def test_a_network_sees_a_smaller_copy_as_it_sees_an_image_of_that_size() -> None:

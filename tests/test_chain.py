@@ -131,6 +131,18 @@ def test_what_was_folded_is_folded_again_after_a_change() -> None:
 
 @pytest.mark.parametrize("subnet", SUBNETS)
 @torch.no_grad()
+def test_autocast_changes_the_subnets_precision_and_not_the_results_type(subnet: str) -> None:
+    flow = make_flow(replace(SMALL, subnet=subnet), channels=6, distance=0.1).float()
+    x = features(2, 6, 4, 3).float()
+    exact = flow(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, expected in zip(flow(x), exact, strict=True):
+            assert found.dtype == torch.float32 and not torch.equal(found, expected)
+            assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("subnet", SUBNETS)
+@torch.no_grad()
 def test_what_a_subnet_has_settled_follows_each_parameter_and_dropout(subnet: str) -> None:
     flow = make_flow(replace(SMALL, subnet=subnet, dropout=0.5), channels=6, distance=0.3)
     x = features(1, 6, 4, 3)

@@ -72,10 +72,11 @@ def test_older_pillow_begins_with_the_width(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(session(SIDE).run(None, {"image": image})[0][0], np.asarray(by_hand))
 
 
+@pytest.mark.parametrize("trust", [0.5, 1.0])
 @pytest.mark.parametrize("reach", [0, 1, 9])
-def test_the_dense_memory_remembers_the_same(reach: int) -> None:
+def test_the_dense_memory_remembers_the_same(reach: int, trust: float) -> None:
     generator = torch.Generator().manual_seed(reach)
-    memory = Memory(6, reach, trust=1 if reach else 0.5)
+    memory = Memory(6, reach, trust)
     places = torch.randint(0, 5, (40, 2), generator=generator)
     memory.fit(torch.randn(40, 6, generator=generator), places, torch.arange(40) % 8, 2.0)
     memory.load_state_dict(memory.state_dict() | {"width": torch.linspace(0.6, 1.4, 6)})

@@ -42,6 +42,14 @@ def test_default_fits_two_cores() -> None:
     assert named_recipe("deit").training == recipe.training
 
 
+def test_a_flow_draws_where_it_differs_from_the_one_that_scores() -> None:
+    recipe = named_recipe("deit")
+    assert recipe.drawing == replace(recipe.flow, blur=0.2, trust=0.5)
+    assert recipe.change({"flow.blur": "0.2"}).drawing is not None  # which trusts more
+    assert recipe.change({"flow.blur": "0.2", "flow.trust": "0.5"}).drawing is None
+    assert recipe.change({"blur": "0"}).drawing is None
+
+
 @pytest.mark.parametrize(("size", "seen"), [(448, 320), (512, 352), (256, 176), (128, 96)])
 def test_default_sees_a_copy_of_half_the_area_too(size: int, seen: int) -> None:
     recipe = named_recipe("default").change({"size": str(size)})

@@ -35,3 +35,5 @@ def test_a_flow_tells_when_it_has_changed() -> None:
     with torch.no_grad():
         next(flow.blocks.parameters()).add_(1.0)
     assert flow.state() != before
+    learning = flow.state()
+    assert flow.eval().state() != learning and flow.train().state() == learning

@@ -45,12 +45,12 @@ def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
     if not dy and not dx:
         return images
     for dim, by in ((1, dy), (2, dx)):  # whole slices: an index a pixel takes ten times as long
-        length = images.shape[dim]
-        lost = min(abs(by), length)
-        kept = images.narrow(dim, lost if by > 0 else 0, length - lost)
-        edge = images.narrow(dim, length - 1 if by > 0 else 0, 1)
-        repeated = [edge] * lost
-        images = torch.cat([kept, *repeated] if by > 0 else [*repeated, kept], dim)
+        length, lost = images.shape[dim], min(abs(by), images.shape[dim])
+        if lost:
+            kept = images.narrow(dim, lost if by > 0 else 0, length - lost)
+            edge = images.narrow(dim, length - 1 if by > 0 else 0, 1)
+            repeated = edge.expand(*images.shape[:dim], lost, *images.shape[dim + 1 :])
+            images = torch.cat([kept, repeated] if by > 0 else [repeated, kept], dim)
     return images
 
 

@@ -124,7 +124,7 @@ class Recipe:
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
             the score; 0 = that one draws the map too. A faint mark decides whether a part is good, and a density that
             tells the faintest ones apart is unquiet where nothing is wrong.
-        trust: the ``flow.trust`` of that flow.
+        trust: the ``flow.trust`` of that flow; of no effect without ``blur``.
         smaller: the network sees a smaller copy of the image too, the side of which is this share, and has a flow of
             its own there; 0 = it does not. A smaller copy tells whether something is odd rather than where: it takes
             part in the score, not in the map.
@@ -193,7 +193,7 @@ class Recipe:
     def drawing(self) -> FlowConfig | None:
         """The flow that draws the map of a branch that is `shown`; None = the one that scores does."""
         known = replace(self.flow, blur=self.blur, trust=self.trust)
-        return known if self.blur not in (0, self.flow.blur) else None
+        return known if self.blur and known != self.flow else None
 
     @property
     def looks(self) -> int:
@@ -302,13 +302,14 @@ def default() -> Recipe:
 
 
 def deit() -> Recipe:
-    """The recipe `default` on DeiT-Tiny at 512 pixels; its weights have to be brought."""
+    """The recipe `default` on DeiT-Tiny, whose weights have to be brought, at 512 pixels; what draws trusts what it
+    remembers by half, and sees more noise."""
     network = BackboneSpec(name="deit_tiny_patch16_224", taps=(3, 5))
     return replace(default(), name="deit", size=512, backbone=network, blur=0.2, trust=0.5)
 
 
 def pair() -> Recipe:
-    """Both networks, that of `deit` and that of `default`, each at its own size, for what either of them sees."""
+    """Both networks, that of `deit` and that of `default`, ours at seven eighths of the size, for what either sees."""
     return replace(deit(), name="pair", smaller=0.0, beside=BackboneSpec(name=COMPACT, taps=(3,), scale=0.875))
 
 

@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,20 +56,21 @@ def enlarge(maps: Tensor, size: int, dy: int = 0, dx: int = 0) -> Tensor:
 
     As two products with fixed matrices, which shift at no cost and are faster than a routine for one channel.
     """
+    make = _bilinear.__wrapped__ if torch.compiler.is_compiling() else _bilinear
     rows, columns = (
-        torch.from_numpy(_bilinear(cells, size, by)).to(maps)
-        for cells, by in zip(maps.shape[1:], (dy, dx), strict=True)
+        make(cells, size, by, maps.dtype, maps.device) for cells, by in zip(maps.shape[1:], (dy, dx), strict=True)
     )
     return rows @ maps @ columns.T
 
 
 @lru_cache(maxsize=64)
-def _bilinear(cells: int, size: int, by: int) -> NDArray[np.float64]:
+def _bilinear(cells: int, size: int, by: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """How much each of ``size`` pixels along an axis, ``by`` pixels further, takes of each of so many cells."""
     pixels = np.clip(np.arange(size) + by, 0, size - 1)
     centres = np.clip((pixels + 0.5) * cells / size - 0.5, 0, cells - 1)
-    weights: NDArray[np.float64] = np.maximum(0.0, 1 - np.abs(centres[:, None] - np.arange(cells)))
-    return weights
+    weights = np.maximum(0.0, 1 - np.abs(centres[:, None] - np.arange(cells)))
+    with torch.inference_mode(False):  # or nothing but inspection could use what it has made
+        return torch.from_numpy(weights if dtype == torch.float64 else weights.astype(np.float32)).to(device, dtype)
 
 
 def image_scores(maps: Tensor, top: float = 0.0, level: float = 0.0, limit: float = math.inf) -> Tensor:
@@ -84,7 +84,7 @@ def image_scores(maps: Tensor, top: float = 0.0, level: float = 0.0, limit: floa
     """
     flat = maps.flatten(1)
     count = max(1, round(top * flat.shape[1]))
-    highest = _ordered(flat, count)[:, -count:].mean(dim=1)
+    highest = _partitioned(flat, count)[:, -count:].mean(dim=1)
     return highest - image_levels(maps, level).clamp(max=limit) if level else highest
 
 
@@ -95,10 +95,10 @@ def image_levels(maps: Tensor, level: float) -> Tensor:
     """
     flat = maps.flatten(1)
     rank = max(1, round(level * flat.shape[1]))
-    return _ordered(flat, flat.shape[1] - rank + 1)[:, rank - 1]
+    return _partitioned(flat, flat.shape[1] - rank + 1)[:, rank - 1]
 
 
-def _ordered(flat: Tensor, highest: int) -> Tensor:
-    """(B, N) with the lowest of each row's so many highest values where a sorted row would have it, and all higher ones
-    behind it; by NumPy, whose selection is several times faster than PyTorch's."""
+def _partitioned(flat: Tensor, highest: int) -> Tensor:
+    """`np.partition` of each row of (B, N) at its value of rank ``highest`` from above: that one in its place, and none
+    lower behind it. NumPy's selection is several times faster than PyTorch's."""
     return torch.from_numpy(np.partition(flat.detach().cpu().numpy(), flat.shape[1] - highest, axis=1))

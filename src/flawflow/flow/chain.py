@@ -92,9 +92,10 @@ class Chain:
             return v * self.scale[:, None, None] + self.offset[:, None, None], log_det + self.log_det
         log_det = self.log_det.expand(x.shape[0], *x.shape[2:]).clone()
         # The same memory for all steps: new one would be handed out by the system, and filled with zeros, each time.
-        raw, half = torch.empty_like(v), torch.empty_like(v.chunk(2, dim=1)[0])
+        half = torch.empty_like(v.chunk(2, dim=1)[0])
+        out = None if torch.is_autocast_enabled(v.device.type) else torch.empty_like(v)  # autocast changes types
         for step in self.steps:
-            step.raw(torch.index_select(v, 1, step.take, out=half), step.folded, cells, raw)
+            raw = step.raw(torch.index_select(v, 1, step.take, out=half), step.folded, cells, out)
             log_scale, shift = raw.chunk(2, dim=1)
             log_scale.tanh_().mul_(step.clamp)
             log_det += log_scale.sum(dim=1)

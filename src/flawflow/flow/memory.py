@@ -89,7 +89,8 @@ class Memory(nn.Module):
             torch.amin(beyond, dim=1, out=least[part])
         least = self._nats(least[: len(cells)], cells) - log_det[image, row, column]
         known = nll[image, row, column]
-        lowered[image, row, column] = torch.lerp(known, torch.minimum(known, least), self.trust)
+        least = torch.minimum(known, least)
+        lowered[image, row, column] = least if self.trust == 1 else torch.lerp(known, least, self.trust)
         return lowered
 
     def _nats(self, least: Tensor, cells: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class FlowConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        """Raises OptionError for a blur or trust that no flow could learn with; `Flow` refuses the rest."""
+        """Raises OptionError for a blur or a trust out of range; `Flow` refuses the rest."""
         if not (self.blur == 0 or (self.blur > 0 and self.whiten)):
             raise OptionError(
                 f"a flow's blur is {self.blur} and whiten {str(self.whiten).lower()}: expected a share of at least 0, "
@@ -154,17 +154,16 @@ class Flow(nn.Module):
         key = self.state()
         if key is None:
             return fold(self.blocks, like)  # type: ignore[arg-type]
-        key = self.training, key
         if self._chain is None or self._chain[0] != key:
             self._chain = key, fold(self.blocks, like)  # type: ignore[arg-type]
         return self._chain[1]
 
     def state(self) -> Hashable:
-        """Another value whenever a parameter of a coupling has changed; None where that cannot be told."""
+        """Another value whenever a parameter of a coupling has changed, or the mode; None where that cannot be told."""
         tensors = tuple(self.blocks.state_dict(keep_vars=True).values())
         if any(one.is_inference() for one in tensors):  # these do not tell when they change
             return None
-        return tuple((id(one), one._version, one.data_ptr()) for one in tensors)
+        return self.training, tuple((id(one), one._version, one.data_ptr()) for one in tensors)
 
     def inverse(self, z: Tensor) -> Tensor:
         """Latent z (B, C, h, w) → features (B, C, h, w)."""

@@ -167,12 +167,14 @@ class AttentionSubnet(Subnet):
             return self.inside
         bias, attend = self.local.bias, self.attention.settled()
         local = self.local.weight.contiguous(memory_format=torch.channels_last)  # as what it is given is
-        if self.residual:  # what is added to the convolution is one more weight at its centre
+        kept = self.residual and local.is_cuda  # whose convolutions may round what they are given
+        if self.residual and not kept:  # what is added to the convolution is one more weight at its centre
             centre = torch.eye(len(local), dtype=local.dtype, device=local.device)
             local = local + F.pad(centre[:, :, None, None], (1, 1, 1, 1))
 
         def inside(hidden: Tensor, cells: Cells | None = None) -> Tensor:  # noqa: ARG001
-            hidden = F.conv2d(hidden, local, bias, padding=1)
+            found = F.conv2d(hidden, local, bias, padding=1)
+            hidden = found + hidden if kept else found
             return attend(hidden) + hidden if self.residual else attend(hidden)
 
         return inside
