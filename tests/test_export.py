@@ -430,6 +430,13 @@ def test_files_that_are_no_export(exports: dict[str, Path], tmp_path: Path) -> N
             ExportedDetector.load(graph)
 
 
+def test_an_export_computes_in_single_precision(exports: dict[str, Path]) -> None:
+    import onnx
+
+    held = onnx.load(str(exports["onnx"])).graph.initializer
+    assert held and not [one.name for one in held if one.data_type == onnx.TensorProto.DOUBLE and len(one.dims) > 0]
+
+
 def test_an_export_of_another_version_is_refused(exports: dict[str, Path], tmp_path: Path) -> None:
     import onnx
 
