@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flawflow.backbones.timm_models import make_network
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import generate_image
 from flawflow.errors import OptionError
@@ -18,7 +19,7 @@ from flawflow.images import write_image
 from flawflow.types import Sample
 from league import cells
 from league.cells import Cell, Rules, job, measure, run, to_common
-from league.methods import CANNOT, METHODS, chosen
+from league.methods import CANNOT, METHODS, chosen, model_arguments
 from league.table import table
 
 LEAGUE = Path(__file__).resolve().parents[1] / "benchmarks" / "league"
@@ -138,6 +139,21 @@ def test_players_are_known_by_name_and_kept_apart() -> None:
     assert len(BY_NAME) == len(METHODS)
     assert "import flawflow" not in (LEAGUE / "anomalib_worker.py").read_text()
     assert "from flawflow" not in (LEAGUE / "anomalib_worker.py").read_text()
+
+
+def test_every_network_is_named_as_the_package_knows_it_and_its_levels_are_there() -> None:
+    for method in METHODS:
+        for network in method.weights if method.kind == "anomalib" else ():
+            told = model_arguments(method, network)
+            given = make_network(network, None, "meta")
+            if method.model == "Dinomaly":
+                assert told["encoder_name"] == network
+                continue
+            named = make_network(told["backbone"], None, "meta")  # by whatever name: the same network
+            shapes = [{name: one.shape for name, one in net.state_dict().items()} for net in (given, named)]
+            assert shapes[0] == shapes[1]
+            assert method.layers == {} or set(told["layers"]) <= {name for name, _ in given.named_modules()}
+    assert model_arguments(BY_NAME["draem"], "") == {}
 
 
 def test_a_cell_says_what_it_lacks(cell: Cell) -> None:

@@ -19,7 +19,7 @@ from flawflow.evaluation import read_masks
 from flawflow.files import atomic_path, write_json
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
 from flawflow.types import Category, Sample
-from league.methods import Method
+from league.methods import Method, model_arguments
 
 _HERE = Path(__file__).resolve().parent
 _TAIL = 2000
@@ -90,7 +90,6 @@ def job(cell: Cell, category: Category, rules: Rules, out: Path) -> dict[str, An
     """What a worker is told, but for the files to score."""
     train = category.train if cell.shots is None else draw_shots(category.train, cell.shots, cell.seed)
     method = cell.method
-    backbone = {"Dinomaly": "encoder_name"}.get(method.model, "backbone")
     return {
         "method": method.name,
         "kind": method.kind,
@@ -105,7 +104,7 @@ def job(cell: Cell, category: Category, rules: Rules, out: Path) -> dict[str, An
         "settings": rules.settings.get(method.name, {}),
         "textures": str(rules.textures) if rules.textures else None,
         "model": method.model,
-        "arguments": method.arguments | ({backbone: cell.network} if cell.network else {}),
+        "arguments": model_arguments(method, cell.network),
         "epochs": method.epochs,
         "batch": method.batch,
         "train": [str(sample.path.resolve()) for sample in train],

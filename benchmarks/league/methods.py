@@ -4,6 +4,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 DEIT, RESNET, DENSENET = "deit_tiny_patch16_224", "resnet18", "densenet169"
+# What a method that takes several levels of a network is given; of DeiT-Tiny the blocks that ours is tapped at.
+_STAGES = {
+    DEIT: ["blocks.3", "blocks.5"],
+    RESNET: ["layer1", "layer2", "layer3"],
+    DENSENET: ["features.denseblock1", "features.denseblock2", "features.denseblock3"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +22,8 @@ class Method:
         weights: timm names of the frozen networks that it can be given; empty = it needs none.
         size: side of its input in pixels; None = the league's.
         model: its class in the anomalib package.
-        arguments: that class's, beside the backbone's name.
+        arguments: that class's, beside the backbone's name and layers.
+        layers: by network, where it looks at several.
         epochs, batch: the published schedule.
         note: how it departs from what was published.
     """
@@ -27,6 +34,7 @@ class Method:
     size: int | None = None
     model: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, list[str]] = field(default_factory=dict)
     epochs: int = 1
     batch: int = 32
     note: str = ""
@@ -42,17 +50,21 @@ METHODS = (
     Method(
         "patchcore",
         "anomalib",
-        (RESNET,),
+        (RESNET, DENSENET, DEIT),
         model="Patchcore",
-        arguments={"layers": ["layer2", "layer3"], "coreset_sampling_ratio": 0.1, "num_neighbors": 9},
-        note="published with WideResNet-50; in place of epochs, how many of the cells to remember its minutes chose",
+        arguments={"coreset_sampling_ratio": 0.1, "num_neighbors": 9},
+        layers={network: stages[-2:] for network, stages in _STAGES.items()},
+        note="published with WideResNet-50, here two levels of each network; in place of epochs, how many of the cells "
+        "to remember its minutes chose",
     ),
     Method(
         "padim",
         "anomalib",
-        (RESNET,),
+        (RESNET, DENSENET, DEIT),
         model="Padim",
-        arguments={"layers": ["layer1", "layer2", "layer3"], "n_features": 100},
+        arguments={"n_features": 100},
+        layers=_STAGES,
+        note="100 of all channels on each network, as published for ResNet-18",
     ),
     Method("fastflow", "anomalib", (RESNET,), model="Fastflow", epochs=500),
     Method(
@@ -60,7 +72,7 @@ METHODS = (
         "anomalib",
         (RESNET,),
         model="Cflow",
-        arguments={"layers": ["layer1", "layer2", "layer3"]},
+        layers={RESNET: _STAGES[RESNET]},
         epochs=200,
         note="stages 1–3, since the weights file holds no fourth; 25 × 8 passes",
     ),
@@ -69,7 +81,7 @@ METHODS = (
         "anomalib",
         (RESNET,),
         model="Supersimplenet",
-        arguments={"layers": ["layer2", "layer3"]},
+        layers={RESNET: _STAGES[RESNET][-2:]},
         epochs=300,
         note="published with WideResNet-50",
     ),
@@ -92,6 +104,21 @@ METHODS = (
         note="its textures are the images of --textures",
     ),
 )
+
+# The package looks into token networks whose name holds "vit" alone; this is DeiT-Tiny's network by another name.
+_ALIASES = {DEIT: "vit_tiny_patch16_224"}
+
+
+def model_arguments(method: Method, network: str) -> dict[str, Any]:
+    """What a method's class in the package is told, for one of its networks ("" = none)."""
+    if not network:
+        return method.arguments
+    if method.model == "Dinomaly":
+        return method.arguments | {"encoder_name": network}
+    if not method.layers:
+        return method.arguments | {"backbone": network}
+    return method.arguments | {"backbone": _ALIASES.get(network, network), "layers": method.layers[network]}
+
 
 CANNOT = {
     "CS-Flow": "its features are EfficientNet-B5's, whose 304 channels the package fixes; no such weights are at hand",
