@@ -233,16 +233,18 @@ def test_a_spec_refuses_values_out_of_range(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "taps"),
     [
-        ("resnet18", (2, 3)),
-        ("densenet169", (2, 3)),
-        ("convnext_atto", (1, 2)),
+        ("resnet18", (1, 2, 3)),
+        ("densenet169", (1, 2, 3)),
+        ("convnext_atto", (0, 1, 2)),
         ("cait_xxs24_224", (19,)),
         ("deit_tiny_patch16_224", (7,)),
         ("filters", (0, 1, 2, 3)),
     ],
 )
 def test_default_taps(name: str, taps: tuple[int, ...]) -> None:
-    assert default_spec(name).taps == taps
+    spec = default_spec(name)
+    assert spec.taps == taps
+    assert (spec.stride, spec.root) == ((8, True) if len(taps) == 3 else (8 if name == "filters" else None, False))
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from flawflow.backbones import default_spec
-from flawflow.backbones.timm_models import default_taps
 from flawflow.fitting import StoreOptions, fit
 from flawflow.images import read_image
 from flawflow.recipe import Recipe, default, deit
@@ -39,8 +38,7 @@ def our_recipe(job: Job) -> Recipe:
         return default()
     recipe = replace(deit(), size=job["size"])
     if job["network"] != recipe.backbone.name:
-        # Roots tame the heavy tails of convolutional features, as the results on other backbones have it.
-        recipe = replace(recipe, backbone=replace(default_spec(job["network"]), root=True))
+        recipe = replace(recipe, backbone=default_spec(job["network"]))
     return recipe
 
 
@@ -61,7 +59,7 @@ def baseline(job: Job) -> Baseline:
     device, changes = torch.device(job["device"]), job["settings"]
     match job["method"]:
         case "differnet":
-            level = default_taps(job["network"])[-1]
+            level = default_spec(job["network"]).taps[-1]
             return DifferNet(job["network"], level, Path(job["weights"]), DifferNetSettings(**changes), device)
         case "cutpaste":
             return CutPaste(CutPasteBaselineSettings(**changes), device)

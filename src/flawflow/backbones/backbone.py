@@ -301,7 +301,7 @@ def _level_shapes(levels: nn.Module, images: Tensor) -> list[tuple[int, int, int
 
 
 def default_spec(name: str) -> BackboneSpec:
-    """Sensible taps for a model name: see `timm_models.default_taps`; the last level of ``"compact"``, all four
+    """Where to tap a network of this name: see `timm_models.suited`; the last level of ``"compact"``, all four
     octaves of ``"filters"``.
 
     Raises:
@@ -311,6 +311,6 @@ def default_spec(name: str) -> BackboneSpec:
         return BackboneSpec(FILTERS, taps=(0, 1, 2, 3), stride=8)
     if name == COMPACT:
         return BackboneSpec(COMPACT, taps=(LEVELS - 1,))
-    from flawflow.backbones.timm_models import default_taps
+    from flawflow.backbones.timm_models import suited
 
-    return BackboneSpec(name, taps=default_taps(name))
+    return suited(name)

@@ -73,20 +73,25 @@ def make_network(name: str, size: int | None, device: str) -> nn.Module:
     return network
 
 
-def default_taps(name: str) -> tuple[int, ...]:
-    """Taps that suit a timm model: the mid-to-late block of tokens, or the levels at 1/8 and 1/16.
+def suited(name: str) -> BackboneSpec:
+    """Where to tap a timm model: after a mid-to-late block of tokens, or at the levels of 1/4, 1/8 and 1/16.
 
     `cait_m48_448` is tapped after block 40 of 48, as in the paper, other CaiT at the same share of
-    their depth; other token networks after two thirds of their blocks.
+    their depth; other token networks after two thirds of their blocks. Levels are those of PaDiM (Defard et al. 2021),
+    brought to the grid of 1/8, and their heavy tails are tamed.
+
+    Raises:
+        OptionError: see `make_network`.
     """
     network = make_network(name, None, "meta")
     levels = _levels(network)
     if is_token_network(network):
         share = (41, 48) if name.startswith("cait_") else (2, 3)
-        return (len(levels) * share[0] // share[1] - 1,)
+        return BackboneSpec(name, (len(levels) * share[0] // share[1] - 1,))
     # Several levels may share a stride (VGG): the last of each is the most abstract.
     last = {level["reduction"]: index for index, level in enumerate(levels)}
-    return tuple(last[stride] for stride in (8, 16) if stride in last) or (len(levels) - 1,)
+    taps = tuple(last[stride] for stride in (4, 8, 16) if stride in last) or (len(levels) - 1,)
+    return BackboneSpec(name, taps, stride=8 if 8 in last else None, root=True)
 
 
 def outline(spec: BackboneSpec, size: int) -> TimmLevels:
