@@ -43,8 +43,9 @@ def make_detector(recipe: Recipe = RECIPE, weights: Path | None = None, **more: 
     backbones = [build_backbone(one, recipe.size, recipe.weights_of(one, weights)) for one in recipe.backbones]
     branches = []
     for one, shown in zip(backbones, recipe.shown, strict=True):
-        flow = Flow(one.channels, recipe.flow, 5, one.grid)
-        drawing = Flow(one.channels, recipe.drawing, 6, one.grid) if shown and recipe.drawing else None
+        seen = (one.grid, recipe.scoring.views)
+        flow = Flow(one.channels, recipe.flow, 5, *seen)
+        drawing = Flow(one.channels, recipe.drawing, 6, *seen) if shown and recipe.drawing else None
         branches.append(Branch(one, flow, drawing))
     limits = (0.7, 0.9, 1.1)[: len(branches)]
     calibration = Calibration((0.25, 1 / 3, 1e6), (0.5, 2 / 3, 2e6), -0.1, 2e5, limits, Budget(0.3, None))
@@ -105,7 +106,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "6"
+    assert header["format"] == "flawflow detector" and header["version"] == "7"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -164,11 +165,32 @@ def test_shifted_views_of_a_flat_image_agree_with_the_plain_one(detector: Detect
     flat = np.full((64, 64, 3), 90, np.uint8)
     plain = look(detector.branches, RECIPE, [flat], CPU)[:, 0]
     shifting = replace(RECIPE, scoring=replace(RECIPE.scoring, shift=4))
-    shifted = look(detector.branches, shifting, [flat], CPU)
+    shifted = look(make_detector(shifting).branches, shifting, [flat], CPU)
     # Every view of a flat image is the same image; only the maps move, and 16 pixels inside they see no edge.
     rows = (torch.arange(64)[:, None] + torch.tensor([-4, 4])).clamp(0, 63)
     expected = torch.stack([plain[:, rows[:, i]][:, :, rows[:, i]] for i in (1, 0)], dim=1)
     assert torch.allclose(shifted, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_each_view_is_standardised_by_its_own_places(tmp_path: Path) -> None:
+    recipe = RECIPE.change({"scoring.shift": "3"})
+    detector, image = make_detector(recipe), pictures(1)[0][:64, :64]
+
+    def maps() -> tuple[torch.Tensor, torch.Tensor]:
+        found = look(detector.branches, recipe, [image], CPU)[0]
+        return found[0].clone(), found[1].clone()
+
+    before = maps()
+    places = detector.flow.places
+    assert places is not None and places.mean.shape == (2, detector.backbone.channels, *detector.backbone.grid)
+    places.mean[1] += 0.5
+    places.log_scale[1] -= 0.1
+    after = maps()
+    assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])
+    detector.save(tmp_path / "part.flaw")
+    assert torch.equal(
+        look(Detector.load(tmp_path / "part.flaw", device="cpu").branches, recipe, [image], CPU)[0, 1], after[1]
+    )
 
 
 BESIDE = RECIPE.change({"beside": json.dumps({"name": "compact", "taps": [2]}), "scoring.shift": "3"})
@@ -339,8 +361,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "5", "7", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 6"):
+    for version in ("1", "5", "6", "8", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 7"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 

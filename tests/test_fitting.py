@@ -34,7 +34,7 @@ RECIPE = Recipe(
     name="small",
     size=64,
     backbone=BackboneSpec("filters", (1, 2, 3)),
-    flow=FlowConfig(blocks=2, subnet="convolution", hidden=16, whiten=True, places=True, shrinkage=0.05),
+    flow=FlowConfig(blocks=2, subnet="convolution", hidden=16, whiten=True, places=True, floor=0.05),
     synthesis=SynthesisSettings(method="mixture", sharpness=0.3),
     training=TrainingConfig(
         objective="self_supervised",
@@ -395,3 +395,37 @@ def test_the_fixed_layers_standardise_the_training_features() -> None:
     z = flow.places(flow.whitening(torch.from_numpy(maps).float())[0])[0]
     assert z.mean(0).abs().max() < 0.1
     assert (z.var(0).mean((1, 2)) - 1).abs().max() < 0.1
+
+
+def test_each_views_maps_are_standardised_by_themselves() -> None:
+    """Versions take turns through the views; a view of which there is no version has the moments of all."""
+    generator = np.random.default_rng(3)
+    offsets = 3 * generator.normal(size=(2, 1, 6, 4, 5))
+    maps = [(offsets[n % 2] + generator.normal(size=(300, 6, 4, 5))).astype(np.float16) for n in range(3)]
+    for seen, views in ((maps, 2), (maps[:1], 2), (maps, 1)):
+        config = FlowConfig(blocks=1, hidden=4, heads=1, whiten=True, places=True)
+        flow = Flow(6, config, 0, (4, 5), views)
+        standardise(flow, seen)
+        assert flow.whitening is not None and flow.places is not None
+        for number, one in enumerate(seen):
+            x = flow.whitening(torch.from_numpy(one.astype(np.float32)))[0]
+            away = float(flow.places(x, view=number % views)[0].mean(0).abs().max())
+            assert away < 0.25 if views == 2 else away > 0.25
+        if len(seen) == 1:
+            assert torch.equal(flow.places.mean[0], flow.places.mean[1])
+
+
+def test_a_channel_that_is_silent_on_good_images_does_not_decide() -> None:
+    generator = np.random.default_rng(0)
+    maps = generator.normal(size=(30, 6, 4, 5)).astype(np.float16)
+    maps[:, 2] = 0
+    told = []
+    for floor in (0.0, 0.01):
+        config = FlowConfig(blocks=1, hidden=4, heads=1, whiten=True, places=True, floor=floor)
+        flow = Flow(6, config, 0, (4, 5))
+        standardise(flow, [maps])
+        assert flow.whitening is not None and flow.places is not None
+        sounding = torch.from_numpy(maps[:1].astype(np.float32))
+        sounding[:, 2, 1, 1] = 0.01  # a hundredth of what the other channels vary by
+        told.append(float(flow.places(flow.whitening(sounding)[0])[0][0, :, 1, 1].abs().max()))
+    assert told[0] > 20 and told[1] < 4

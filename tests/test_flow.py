@@ -32,14 +32,15 @@ def lively(module: nn.Module, seed: int = 0, distance: float = 0.7) -> nn.Module
 
 
 def make_flow(config: FlowConfig, channels: int = 4, seed: int = 0, distance: float = 0.7) -> Flow:
-    flow = Flow(channels, config, seed, (3, 3))
+    flow = Flow(channels, config, seed, (3, 3), views=2)
     lively(flow, seed, distance)
     if flow.whitening is not None:
         root = torch.randn(channels, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-        flow.whitening.fit(torch.arange(channels).double(), root @ root.T, config.shrinkage)
+        flow.whitening.fit(torch.arange(channels).double(), root @ root.T)
     if flow.places is not None:
-        seen = 1.0 + 2.0 * features(5, channels, 3, 3, seed=3)
-        flow.places.fit(seen.sum(0), seen.square().sum(0), 5)
+        for view in range(2):
+            seen = 1.0 + 2.0 * features(5, channels, 3, 3, seed=3 + view)
+            flow.places.fit(seen.sum(0), seen.square().sum(0), 5, view=view)
     return flow
 
 
@@ -52,28 +53,31 @@ def features(*shape: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("fixed", FIXED)
 def test_the_inverse_undoes_the_flow(subnet: str, blocks: int, fixed: dict[str, bool]) -> None:
     # Parameters so far from their beginning that latents keep a Gaussian's size, as a trained flow's do.
-    config = replace(SMALL, subnet=subnet, blocks=blocks, shrinkage=0.1, **fixed)  # type: ignore[arg-type]
+    config = replace(SMALL, subnet=subnet, blocks=blocks, **fixed)  # type: ignore[arg-type]
     flow = make_flow(config, channels=6, distance=0.1)
     x = features(2, 6, 3, 3)
     with torch.no_grad():
-        exact = flow.inverse(flow(x)[0])
-        single = Flow(6, config, 0, (3, 3)).eval()
+        single = Flow(6, config, 0, (3, 3), views=2).eval()
         single.load_state_dict(flow.state_dict())
-        rounded = single.inverse(single(x.float())[0])
-    assert not torch.allclose(flow(x)[0], x, atol=0.1)
-    assert (exact - x).abs().max() < 1e-12
-    assert (rounded - x.float()).abs().max() < 1e-5
+        for view in range(2):
+            exact = flow.inverse(flow(x, view=view)[0], view)
+            rounded = single.inverse(single(x.float(), view=view)[0], view)
+            assert not torch.allclose(flow(x, view=view)[0], x, atol=0.1)
+            assert (exact - x).abs().max() < 1e-12
+            assert (rounded - x.float()).abs().max() < 1e-5
+    assert torch.equal(flow(x)[0], flow(x, view=1)[0]) != config.places
 
 
 @pytest.mark.parametrize("subnet", SUBNETS)
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("fixed", FIXED)
-def test_log_det_is_autograds(subnet: str, blocks: int, fixed: dict[str, bool]) -> None:
-    flow = make_flow(replace(SMALL, subnet=subnet, blocks=blocks, shrinkage=0.1, **fixed))  # type: ignore[arg-type]
+@pytest.mark.parametrize("view", [0, 1])
+def test_log_det_is_autograds(subnet: str, blocks: int, fixed: dict[str, bool], view: int) -> None:
+    flow = make_flow(replace(SMALL, subnet=subnet, blocks=blocks, **fixed))  # type: ignore[arg-type]
     x = features(1, 4, 3, 3)
-    jacobian = torch.autograd.functional.jacobian(lambda y: flow(y.view_as(x))[0].flatten(), x.flatten())
+    jacobian = torch.autograd.functional.jacobian(lambda y: flow(y.view_as(x), view=view)[0].flatten(), x.flatten())
     expected = torch.linalg.slogdet(jacobian)[1]
-    log_det = flow(x)[1].detach()
+    log_det = flow(x, view=view)[1].detach()
     assert log_det.shape == (1, 3, 3)
     assert abs(float(expected)) > 0.1  # not the trivial start
     assert abs(float(log_det.sum() - expected)) < 1e-6
@@ -189,7 +193,7 @@ def test_whitening_makes_the_covariance_the_identity(channels: int, spread: floa
     data = generator.normal(size=(500, channels)) * scales @ turn + 5
     x = torch.from_numpy(data)
     white = Whitening(channels).double()
-    white.fit(x.mean(0), torch.cov(x.T, correction=0), shrinkage=0.0)
+    white.fit(x.mean(0), torch.cov(x.T, correction=0))
     y, log_det = white(x.T.view(1, channels, 20, 25))
     flat = y[0].flatten(1)
     assert torch.allclose(torch.cov(flat, correction=0), torch.eye(channels, dtype=torch.float64), atol=1e-3)
@@ -205,7 +209,7 @@ def test_blurred_features_are_standard_and_clean_ones_quieter() -> None:
     x = spread * (torch.randn(600, 10, 6, 6, generator=generator, dtype=torch.float64) + at_places)
     rows = x.transpose(0, 1).flatten(1)
     white, places = Whitening(10).double(), PlaceAffine(10, (6, 6)).double()
-    white.fit(rows.mean(dim=1), torch.cov(rows, correction=0), shrinkage=0.0, blur=0.1)
+    white.fit(rows.mean(dim=1), torch.cov(rows, correction=0), blur=0.1)
     y = white(x)[0]
     places.fit(y.sum(dim=0), y.square().sum(dim=0), len(y), white.noise.double()[:, None, None])
     torch.manual_seed(4)
@@ -215,6 +219,27 @@ def test_blurred_features_are_standard_and_clean_ones_quieter() -> None:
     noise = 0.1 * float(torch.cov(rows).diagonal().mean())
     assert float(quiet[0]) < 1e-4
     assert float(quiet[1]) == pytest.approx(1 / (1 + noise), abs=0.06) == float(quiet[9])
+
+
+@settings(max_examples=25, deadline=None)
+@given(channels=st.integers(2, 12), silent=st.integers(0, 12), floor=st.floats(1e-3, 0.9), seed=st.integers(0, 99))
+def test_no_direction_speaks_louder_than_the_floor_lets_it(channels: int, silent: int, floor: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    scales = 10 ** generator.uniform(-1, 1, channels) * (np.arange(channels) >= min(silent, channels - 1))
+    turn = np.linalg.qr(generator.normal(size=(channels, channels)))[0]
+    covariance = torch.from_numpy(turn.T * scales**2 @ turn)
+    average = float(np.mean(scales**2))
+    plain, floored = Whitening(channels).double(), Whitening(channels).double()
+    for one, share in ((plain, 0.0), (floored, floor)):
+        one.fit(torch.zeros(channels, dtype=torch.float64), covariance, share)
+    loudest = float(torch.linalg.matrix_norm(floored.matrix, 2))
+    assert loudest <= (1 + 1e-9) / math.sqrt(floor * average)
+    # With the noise of training every direction has a variance of one, and only those below the floor need any.
+    variance = (floored.matrix @ covariance @ floored.matrix.T).diagonal() + floored.noise.square()
+    assert torch.allclose(variance, torch.ones_like(variance), atol=1e-3)
+    above = torch.from_numpy(np.sort(scales**2) > floor * average)
+    assert torch.equal(floored.noise > 0, ~above) or abs(np.sort(scales**2) / (floor * average) - 1).min() < 1e-6
+    assert torch.allclose(floored.matrix[above], plain.matrix[above])
 
 
 def test_blur_is_for_training_alone_and_anew_each_time() -> None:
@@ -236,7 +261,7 @@ def test_whitening_survives_directions_without_variance() -> None:
     covariance = torch.from_numpy(np.cov(data.T.astype(np.float32)).astype(np.float32)).double()
     noise = torch.from_numpy(generator.normal(size=(8, 8))) * 1e-7 * covariance.abs().max()
     white = Whitening(8)
-    white.fit(torch.from_numpy(data.mean(0)), covariance + noise + noise.T, shrinkage=0.0)
+    white.fit(torch.from_numpy(data.mean(0)), covariance + noise + noise.T)
     assert all(bool(torch.isfinite(value).all()) for value in white.state_dict().values())
 
 
@@ -294,7 +319,8 @@ def test_place_code_means_the_same_at_every_size() -> None:
         (4, {"hidden": 0}),
         (4, {"dropout": 1.0}),
         (4, {"clamp": 0.0}),
-        (4, {"whiten": True, "shrinkage": 1.5}),
+        (4, {"whiten": True, "floor": -0.1}),
+        (4, {"whiten": False, "floor": 0.1}),
         (4, {"whiten": True, "blur": -0.1}),
         (4, {"whiten": True, "blur": math.nan}),
         (4, {"whiten": False, "blur": 0.1}),

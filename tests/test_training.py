@@ -410,6 +410,23 @@ def test_cells_of_single_images_cost_what_they_cost_in_whole_maps(
     assert share == 1 or np.std(some) > 0
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("by_cell", [False, True])
+def test_a_batch_is_standardised_by_the_places_of_its_view(objective: Any, by_cell: bool) -> None:
+    config = replace(CONFIG, objective=objective)
+    subnet = "pointwise" if by_cell else FLOW.subnet
+    flow = Flow(CHANNELS, replace(FLOW, subnet=subnet, dropout=0.0, places=True), 0, GRID, views=2).eval()
+    data, indices = make_data(), np.arange(COUNT)
+    assert flow.places is not None
+    with torch.no_grad():
+        before = [float(batch_loss(flow, data, epoch, indices, config, CPU)[0]) for epoch in range(4)]
+        flow.places.mean[1] += 1.0
+        after = [float(batch_loss(flow, data, epoch, indices, config, CPU)[0]) for epoch in range(4)]
+    changed = [one != other for one, other in zip(before, after, strict=True)]
+    # One array of good maps has one view; versions of synthetic ones take turns.
+    assert changed == ([False] * 4 if objective == "unsupervised" else [False, True] * 2)
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
 def test_a_share_of_cells_is_a_share(share: float) -> None:
     with pytest.raises(OptionError, match="training.cells"):

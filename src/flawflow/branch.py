@@ -29,27 +29,27 @@ class Branch:
     def __init__(self, backbone: Backbone, flow: Flow, drawing: Flow | None = None) -> None:
         self.backbone, self.flow = backbone.eval(), flow.eval()
         self.drawing = None if drawing is None else drawing.eval()
-        self._replayed = _replayed(self.backbone, self.flows)
+        self._replayed = [_replayed(self.backbone, self.flows, view) for view in range(flow.views)]
 
     @property
     def flows(self) -> tuple[Flow, ...]:
         """The flow that scores, and where there is one the flow that draws."""
         return (self.flow,) if self.drawing is None else (self.flow, self.drawing)
 
-    def __call__(self, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Images uint8 (B, S, S, 3) → z (B, C, h, w) and log|det J| (B, h, w) of each of the `flows`.
+    def __call__(self, images: Tensor, view: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """Images uint8 (B, S, S, 3) in a view → z (B, C, h, w) and log|det J| (B, h, w) of each of the `flows`.
 
         They lie in memory that a next call may use.
         """
-        found = self._replayed(images)
+        found = self._replayed[view](images)
         return list(zip(found[::2], found[1::2], strict=True))
 
 
-def _replayed(backbone: Backbone, flows: Sequence[Flow]) -> Replayed:
+def _replayed(backbone: Backbone, flows: Sequence[Flow], view: int) -> Replayed:
     # Not methods of the branch: it would hold itself, and networks would stay in memory until a collection.
     def latents(images: Tensor) -> tuple[Tensor, ...]:
         features = backbone(images)
-        return tuple(chain.from_iterable(flow(features) for flow in flows))
+        return tuple(chain.from_iterable(flow(features, view=view) for flow in flows))
 
     def state() -> Hashable:
         made_of = tuple(flow.state() for flow in flows)
@@ -91,8 +91,8 @@ def look(
     batch = torch.from_numpy(np.stack(images)).to(device)
     looks: tuple[list[Tensor], list[Tensor]] = [], []
     for branch in branches:
-        for dy, dx in views(branch.backbone.shift(recipe.scoring.shift)):
-            found = branch(shifted(batch, dy, dx))
+        for view, (dy, dx) in enumerate(views(branch.backbone.shift(recipe.scoring.shift))):
+            found = branch(shifted(batch, dy, dx), view)
             if latents is not None:
                 latents.append(found[0][0].float().cpu())
             for flow, (z, log_det), kept in zip(branch.flows, found, looks, strict=False):

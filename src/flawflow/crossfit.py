@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flawflow.backbones import Backbone
 from flawflow.errors import DatasetError
-from flawflow.features import extract
+from flawflow.features import extract, shifted, views
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.levels import highest_level
@@ -80,7 +80,7 @@ def cross_fit(
         others = np.setdiff1d(order, fold)
         others = others[:: math.ceil(len(others) / _MOST_TO_LEARN)]
         flow, limit = _gaussian_fit([view[others] for view in features], recipe, seed, device)
-        seen = [local_maps(flow, view[fold], recipe.scoring.sigma, device) for view in features]
+        seen = [local_maps(flow, view[fold], recipe.scoring.sigma, device, n) for n, view in enumerate(features)]
         maps[fold] = np.mean(seen, axis=0)
         scores[fold] = _scores(seen, recipe, limit)
         flows.append(flow)
@@ -102,7 +102,7 @@ def _gaussian_fit(
     """A flow without couplings, fitted to features (N, C, h, w) of each view, and the highest level of the images."""
     _, channels, height, width = features[0].shape
     config = replace(recipe.flow, whiten=True, memory=0.0, blocks=1, subnet="pointwise")
-    flow = Flow(channels, config, seed, (height, width))
+    flow = Flow(channels, config, seed, (height, width), len(features))
     flow.blocks = torch.nn.ModuleList()
     standardise(flow, features)
     flow.to(device).eval()
@@ -110,17 +110,22 @@ def _gaussian_fit(
 
 
 @torch.inference_mode()
-def local_maps(flow: Flow, features: NDArray[np.float16], sigma: float, device: torch.device) -> NDArray[np.float32]:
-    """Local negative log-likelihood (N, h, w) of features (N, C, h, w) in nats, smoothed over ``sigma`` cells."""
+def local_maps(
+    flow: Flow, features: NDArray[np.float16], sigma: float, device: torch.device, view: int = 0
+) -> NDArray[np.float32]:
+    """Local negative log-likelihood (N, h, w) of features (N, C, h, w) of a view, in nats, smoothed over ``sigma``."""
     maps = np.zeros((len(features), *features.shape[2:]), np.float32)
     for start in range(0, len(features), 8):
-        z, log_det = flow(torch.from_numpy(features[start : start + 8].astype(np.float32)).to(device))
+        z, log_det = flow(torch.from_numpy(features[start : start + 8].astype(np.float32)).to(device), view=view)
         maps[start : start + 8] = smooth(location_scores(z, log_det, "nll"), sigma).cpu().numpy()
     return maps
 
 
 def image_map(flow: Flow, image: Path, recipe: Recipe, backbone: Backbone, device: torch.device) -> NDArray[np.float32]:
     """`local_maps` (h, w) of an image file that no flow has seen. Raises ImageError where it cannot be read."""
-    pixels = resize_image(read_image(image), recipe.size)
-    maps = local_maps(flow, extract(backbone, [pixels], device), recipe.scoring.sigma, device)
-    return np.asarray(maps[0])
+    pixels = torch.from_numpy(resize_image(read_image(image), recipe.size))[None]
+    seen = []
+    for view, by in enumerate(views(backbone.shift(recipe.scoring.shift))):
+        features = extract(backbone, [shifted(pixels, *by)[0].numpy()], device)
+        seen.append(local_maps(flow, features, recipe.scoring.sigma, device, view)[0])
+    return np.asarray(np.mean(seen, axis=0))

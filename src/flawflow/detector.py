@@ -293,7 +293,7 @@ def _flows(recipe: Recipe, channels: int, grid: tuple[int, int], shown: bool, pa
     configs = {"": recipe.flow} | ({_DRAWING: recipe.drawing} if shown and recipe.drawing else {})
     flows = []
     for kind, config in configs.items():
-        flow = Flow(channels, config, 0, grid)
+        flow = Flow(channels, config, 0, grid, recipe.scoring.views)
         named = {name.removeprefix(kind): one for name, one in part.items() if name.startswith(kind)}
         others = (_BUNDLED, _DRAWING) if len(configs) > 1 and not kind else (_BUNDLED,)
         flow.load_state_dict({name: one for name, one in named.items() if not name.startswith(others)})

@@ -184,7 +184,7 @@ def _learn(
     for name, config in zip(HISTORIES[role], (recipe.flow, recipe.drawing if shown else None), strict=True):
         if config is None:
             continue
-        flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid)
+        flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid, recipe.scoring.views)
         standardise(flow, data.normal)
         flow.to(device)
         history = train(

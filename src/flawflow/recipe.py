@@ -105,6 +105,11 @@ class ScoringConfig:
                 "sigma ≥ 0, top in [0, 1], level in [0, 1) and shift ≥ 0"
             )
 
+    @property
+    def views(self) -> int:
+        """How many views an image is looked at through."""
+        return 2 if self.shift else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -118,7 +123,7 @@ class Recipe:
         automatic_synthesis: take NSA's numbers from the product's published row, or find them from the images;
             False = take ``synthesis.nsa`` as it stands.
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
-            version e mod versions (the paper draws anew each epoch).
+            version e mod versions (the paper draws anew each epoch). Fewer than views leave some of these unlearned.
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
@@ -198,7 +203,7 @@ class Recipe:
     @property
     def looks(self) -> int:
         """How many maps an image is scored by: one for each branch and view."""
-        return len(self.roles) * (2 if self.scoring.shift else 1)
+        return len(self.roles) * self.scoring.views
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -275,7 +280,7 @@ def default() -> Recipe:
             clamp=0.3,
             whiten=True,
             places=True,
-            shrinkage=0.03,
+            floor=0.01,
             memory=0.05,
         ),
         synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
@@ -329,7 +334,7 @@ def filters() -> Recipe:
         size=256,
         backbone=BackboneSpec(name="filters", taps=(0, 1, 2, 3), stride=8),
         flow=FlowConfig(
-            blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, shrinkage=0.001, memory=0.05
+            blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, floor=0.001, memory=0.05
         ),
         # Repeated edges are no texture that a filter bank knows, and would score highest of all.
         scoring=ScoringConfig(score="nll", sigma=1.0),

@@ -225,23 +225,24 @@ def batch_loss(
     device: torch.device,
 ) -> tuple[Tensor, float]:
     """Loss of one mixed batch, and the share of its synthetic images that took part, in [0, 1]."""
-    normal = _maps(data.normal[epoch % len(data.normal)][indices], device)
+    version = epoch % len(data.normal if config.objective == "unsupervised" else data.synthetic)
+    view = version % flow.views
+    normal = _maps(data.normal[version % len(data.normal)][indices], device)
     if config.objective == "unsupervised":
-        z, log_det = _forward(flow, normal.float(), config)
+        z, log_det = _forward(flow, normal.float(), config, view)
         return _scaled(image_nll(z, log_det).mean(), normal, config), 0.0
-    version = epoch % len(data.synthetic)
     coverage = data.coverage[version][indices]
     changed = coverage.any(axis=(1, 2))
     synthetic = _maps(data.synthetic[version][indices[changed]], device)
     if config.objective == "self_supervised":
-        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config)
+        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config, view)
         nll = image_nll(z, log_det)
         bound = config.bound * normal[0].numel()
         result = self_supervised_loss(nll[: len(normal)], nll[len(normal) :], bound)
         return _scaled(result.loss, normal, config), result.active * float(changed.mean())
     defective = torch.from_numpy(covered(coverage[changed])).to(device).nonzero(as_tuple=True)
     margin = config.margin * normal.shape[1]
-    good, bad = _local_nlls(flow, normal, synthetic, defective, config)
+    good, bad = _local_nlls(flow, normal, synthetic, defective, config, view)
     ceiling = torch.quantile(good[:1_000_000], 0.99)
     hinge = local_margin_loss(bad, defective[0], ceiling, margin)
     active = (bad.detach() < ceiling.detach() + margin).float().mean()
@@ -250,11 +251,11 @@ def batch_loss(
 
 
 def _local_nlls(
-    flow: Flow, normal: Tensor, synthetic: Tensor, defective: tuple[Tensor, ...], config: TrainingConfig
+    flow: Flow, normal: Tensor, synthetic: Tensor, defective: tuple[Tensor, ...], config: TrainingConfig, view: int
 ) -> tuple[Tensor, Tensor]:
     """NLL in nats of cells of the normal maps, and of the synthetic maps' defective ones (image, row, column)."""
     if not flow.by_cell:
-        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config)
+        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config, view)
         nll = local_nll(z, log_det)
         return nll[: len(normal)].flatten(), nll[len(normal) :][defective]
     image, row, column = defective
@@ -263,7 +264,7 @@ def _local_nlls(
     features = torch.cat([good, synthetic[image, :, row, column].T], dim=1)
     height, width = normal.shape[2:]
     where = Cells((height, width), torch.cat([cells.flatten(), row * width + column]))
-    z, log_det = _forward(flow, features[None, :, None].float(), config, where)
+    z, log_det = _forward(flow, features[None, :, None].float(), config, view, where)
     nll = local_nll(z, log_det).flatten()
     return nll[: cells.numel()], nll[cells.numel() :]
 
@@ -276,9 +277,11 @@ def _some_cells(images: int, cells: int, share: float) -> Tensor:
     return torch.rand(images, cells).argsort(dim=1)[:, :count]
 
 
-def _forward(flow: Flow, x: Tensor, config: TrainingConfig, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
+def _forward(
+    flow: Flow, x: Tensor, config: TrainingConfig, view: int, cells: Cells | None = None
+) -> tuple[Tensor, Tensor]:
     with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        z, log_det = flow(x, cells)
+        z, log_det = flow(x, cells, view)
     return z, log_det
 
 

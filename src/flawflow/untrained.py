@@ -14,46 +14,53 @@ from flawflow.scoring import location_scores
 
 @torch.no_grad()
 def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
-    """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments."""
+    """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments.
+
+    ``maps`` are of versions that take turns through the flow's views.
+    """
     if flow.whitening is not None:
-        flow.whitening.fit(*moments(maps), flow.config.shrinkage, flow.config.blur)
-    if flow.places is not None:
-        total = torch.zeros(flow.places.mean.shape, dtype=torch.float64)
+        flow.whitening.fit(*moments(maps), flow.config.floor, flow.config.blur)
+    if flow.places is None:
+        return
+    noise = 0.0 if flow.whitening is None else flow.whitening.noise.double()[:, None, None]
+    for view in range(flow.views):
+        seen = maps[view :: flow.views] or maps
+        total = torch.zeros(flow.places.mean.shape[1:], dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for row in chain(*maps):
+        for row in chain(*seen):
             x = torch.from_numpy(row.astype(np.float32))[None]
             x = (x if flow.whitening is None else flow.whitening(x)[0])[0].double()
             total += x
             squares += x.square()
         # Versions of one image are no further images: they say nothing of how images differ.
-        noise = 0.0 if flow.whitening is None else flow.whitening.noise.double()[:, None, None]
-        flow.places.fit(total / len(maps), squares / len(maps), len(maps[0]), noise)
+        flow.places.fit(total / len(seen), squares / len(seen), len(seen[0]), noise, view)
 
 
 @torch.inference_mode()
 def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], owners: NDArray[np.intp], device: torch.device) -> None:
     """Fill the flow's memory, where it has one, with the least likely cells of the training images.
 
+    ``maps`` are of versions, as for `standardise`;
     ``owners`` (N,) tells which image each of the maps (N, C, h, w) of a version is, or is a tile of.
     """
     if flow.memory is None:
         return
 
-    def scored(rows: NDArray[np.float16]) -> tuple[torch.Tensor, torch.Tensor]:
-        z, log_det = flow(torch.from_numpy(rows.astype(np.float32)).to(device))
+    def scored(rows: NDArray[np.float16], version: int) -> tuple[torch.Tensor, torch.Tensor]:
+        z, log_det = flow(torch.from_numpy(rows.astype(np.float32)).to(device), view=version % flow.views)
         return z, location_scores(z, log_det, "nll")
 
     step = math.ceil(len(maps[0]) / 64)
-    sample = torch.cat([scored(row[None])[1] for one in maps for row in one[::step]]).flatten()
+    sample = torch.cat([scored(row[None], n)[1] for n, one in enumerate(maps) for row in one[::step]]).flatten()
     cells = sum(len(one) for one in maps) * math.prod(maps[0].shape[2:])
     share = min(flow.config.memory, flow.config.memory_most / cells)
     rank = max(1, round((1 - share) * sample.numel()))
     threshold = float(sample.kthvalue(rank).values)
     latents, places, known = [], [], []
     whose = torch.from_numpy(owners).to(device)
-    for one in maps:
+    for version, one in enumerate(maps):
         for start in range(0, len(one), 8):
-            z, nll = scored(one[start : start + 8])
+            z, nll = scored(one[start : start + 8], version)
             image, row, column = (nll > threshold).nonzero(as_tuple=True)
             latents.append(z[image, :, row, column].half())
             places.append(torch.stack([row, column], dim=1))

@@ -64,28 +64,28 @@ class DenseMemory(nn.Module):
 
 
 class BranchGraph(nn.Module):
-    """uint8 pixels (1, S, S, 3) → local scores (1, h, w) of each flow of one branch."""
+    """uint8 pixels (1, S, S, 3) in a view → local scores (1, h, w) of each flow of one branch."""
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
         self.backbone = branch.backbone
         self.flows = nn.ModuleList(FlowGraph(flow, branch.backbone.grid) for flow in branch.flows)
 
-    def forward(self, pixels: Tensor, score: str) -> list[Tensor]:
+    def forward(self, pixels: Tensor, score: str, view: int) -> list[Tensor]:
         features = self.backbone(pixels)
-        return [flow(features, score) for flow in self.flows]
+        return [flow(features, score, view) for flow in self.flows]
 
 
 class FlowGraph(nn.Module):
-    """Features (1, C, h, w) → local scores (1, h, w) of one flow."""
+    """Features (1, C, h, w) of a view → local scores (1, h, w) of one flow."""
 
     def __init__(self, flow: Flow, grid: tuple[int, int]) -> None:
         super().__init__()
         self.flow = flow
         self.memory = None if flow.memory is None else DenseMemory(flow.memory, grid)
 
-    def forward(self, features: Tensor, score: str) -> Tensor:
-        z, log_det = self.flow(features)
+    def forward(self, features: Tensor, score: str, view: int) -> Tensor:
+        z, log_det = self.flow(features, view=view)
         seen = location_scores(z, log_det, score)
         return seen if self.memory is None else self.memory(z, log_det, seen)
 
@@ -109,8 +109,8 @@ class DetectorGraph(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scoring, maps, scores = self.recipe.scoring, [], []
         for branch, limit, shown, shift in zip(self.branches, self.limits, self.shown, self.shifts, strict=True):
-            for dy, dx in views(shift):
-                seen = branch(shifted(pixels, dy, dx), scoring.score)
+            for view, (dy, dx) in enumerate(views(shift)):
+                seen = branch(shifted(pixels, dy, dx), scoring.score, view)
                 large = [self._enlarged(one, dy, dx) for one in seen]
                 maps += large[-1:] * shown  # a flow that draws comes after the one that scores
                 scores.append(self._score(large[0].flatten(), limit))

@@ -87,24 +87,21 @@ class Whitening(nn.Module):
         self.register_buffer("log_det", torch.zeros(()))
 
     @torch.no_grad()
-    def fit(self, mean: Tensor, covariance: Tensor, shrinkage: float, blur: float = 0.0) -> None:
+    def fit(self, mean: Tensor, covariance: Tensor, floor: float = 0.0, blur: float = 0.0) -> None:
         """Set μ and A from float64 mean (C,) and covariance (C, C).
 
-        ``shrinkage`` in [0, 1] mixes the covariance with the identity times its mean variance, which bounds what a
-        direction without variance in the training images can contribute. ``blur`` adds that of noise, alike in all
-        directions, whose variance is this share of the mean one.
+        ``blur`` adds the variance of noise, alike in all directions, ``floor`` that of as much noise as a direction
+        needs to reach it; both are shares of the mean variance of the features.
         """
-        channels = mean.numel()
         average = covariance.diagonal().mean()
-        covariance = (1 - shrinkage) * covariance
-        covariance = covariance + (shrinkage + blur) * average * torch.eye(channels, dtype=torch.float64)
-        values, vectors = torch.linalg.eigh(covariance)
+        found, vectors = torch.linalg.eigh(covariance)
         # Sums in float32 leave a direction without variance with one of either sign, 1e-7 of the largest.
-        values = values.clamp_min(max(1e-7 * float(values.abs().max()), 1e-9))
+        found = found.clamp_min(max(1e-7 * float(found.abs().max()), 1e-9))
+        values = torch.maximum(found + blur * average, floor * average)
         self.mean.copy_(mean)
         self.matrix.copy_((vectors / values.sqrt()).T)
         self.log_det.copy_(-0.5 * values.log().sum())
-        self.noise.copy_((blur * average / values).sqrt())
+        self.noise.copy_(((values - found) / values).sqrt())
 
     def blurred(self, y: Tensor) -> Tensor:
         """y (B, C, h, w) with the noise that x was to be blurred by, drawn anew each time."""
@@ -132,20 +129,26 @@ class PlaceAffine(nn.Module):
     Parts lie still and borders are padded, so what is usual at one place is odd at another. With few images the
     moments of a place are noise, so both are drawn to those over all places: the mean as far as an empirical Bayes
     estimate of its true variance between places says (James & Stein 1961), the variance as if 200 images more had
-    shown the common one.
+    shown the common one. Each view of an image has moments of its own, since through another one the same edge of a
+    part lies elsewhere in its cell.
+
+    Args:
+        channels: C of the maps.
+        grid: their (h, w).
+        views: V, through how many views the maps are seen.
     """
 
     mean: Tensor
     log_scale: Tensor
 
-    def __init__(self, channels: int, grid: tuple[int, int]) -> None:
+    def __init__(self, channels: int, grid: tuple[int, int], views: int = 1) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels, *grid))
-        self.register_buffer("log_scale", torch.zeros(channels, *grid))
+        self.register_buffer("mean", torch.zeros(views, channels, *grid))
+        self.register_buffer("log_scale", torch.zeros(views, channels, *grid))
 
     @torch.no_grad()
-    def fit(self, total: Tensor, squares: Tensor, count: int, noise: Tensor | float = 0.0) -> None:
-        """Set μ and σ from the sums of x and of x² over ``count`` ≥ 2 images, float64 (C, h, w) each.
+    def fit(self, total: Tensor, squares: Tensor, count: int, noise: Tensor | float = 0.0, view: int = 0) -> None:
+        """Set μ and σ of a view from the sums of x and of x² over ``count`` ≥ 2 images, float64 (C, h, w) each.
 
         ``noise`` is the standard deviation of a blur in each channel, (C, 1, 1), which is in no image.
         """
@@ -156,18 +159,18 @@ class PlaceAffine(nn.Module):
         seen = (mean - everywhere).square().mean(dim=(1, 2), keepdim=True)
         between = (seen - within / count).clamp_min(0)
         trust = between / (between + within / count).clamp_min(1e-12)
-        self.mean.copy_(everywhere + trust * (mean - everywhere))
+        self.mean[view] = everywhere + trust * (mean - everywhere)
         # What the common mean leaves at a place is spread too, where the mean is not trusted.
         common = within + (1 - trust) * seen
         blended = (count * variance + _SPREAD_PRIOR * common) / (count + _SPREAD_PRIOR)
-        self.log_scale.copy_(0.5 * (blended + noise**2).clamp_min(1e-6).log())
+        self.log_scale[view] = 0.5 * (blended + noise**2).clamp_min(1e-6).log()
 
-    def forward(self, x: Tensor, cells: Cells | None = None) -> tuple[Tensor, LogDet]:
-        mean, log_scale = self.mean, self.log_scale
+    def forward(self, x: Tensor, cells: Cells | None = None, view: int = 0) -> tuple[Tensor, LogDet]:
+        mean, log_scale = self.mean[view], self.log_scale[view]
         if cells is not None:
             mean, log_scale = cells.of(mean), cells.of(log_scale)
         log_det = -log_scale.sum(dim=0)
         return (x - mean) * torch.exp(-log_scale), log_det.expand(x.shape[0], *log_det.shape)
 
-    def inverse(self, y: Tensor) -> Tensor:
-        return y * self.log_scale.exp() + self.mean
+    def inverse(self, y: Tensor, view: int = 0) -> Tensor:
+        return y * self.log_scale[view].exp() + self.mean[view]

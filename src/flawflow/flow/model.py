@@ -27,8 +27,9 @@ class FlowConfig:
         clamp: bound of |log s| in one coupling.
         whiten: begin with a fixed linear map that whitens the training features.
         places: then standardise each channel at each place of the grid, as far as the images allow.
-        shrinkage: how far the covariance is drawn to the identity before whitening, in [0, 1]; of no effect with
-            ``places``, which rescale every direction.
+        floor: the least variance of a direction, as a share of their mean; what it lacks is noise that features are
+            blurred with in training. A channel of a network that is silent on good images would otherwise be whitened
+            to the loudest of all, and its faintest sound decide. Needs ``whiten``; 0 = none.
         blur: variance of the noise that features are blurred with in training, as a share of their mean variance; 0 =
             none. What differs by less than the noise is then no longer told apart, so that no direction in which good
             images hardly vary can speak louder than those that describe the image (training with noise: Bishop 1995).
@@ -50,7 +51,7 @@ class FlowConfig:
     clamp: float = 2.0
     whiten: bool = False
     places: bool = False
-    shrinkage: float = 0.0
+    floor: float = 0.0
     blur: float = 0.0
     memory: float = 0.0
     memory_most: int = 100_000
@@ -59,12 +60,13 @@ class FlowConfig:
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        """Raises OptionError for a blur or a trust out of range; `Flow` refuses the rest."""
-        if not (self.blur == 0 or (self.blur > 0 and self.whiten)):
-            raise OptionError(
-                f"a flow's blur is {self.blur} and whiten {str(self.whiten).lower()}: expected a share of at least 0, "
-                "and above it whitened features; set blur=0 and flow.blur=0, or flow.whiten=true"
-            )
+        """Raises OptionError for a floor, a blur or a trust out of range; `Flow` refuses the rest."""
+        for name, value in (("floor", self.floor), ("blur", self.blur)):
+            if not (value == 0 or (value > 0 and self.whiten)):
+                raise OptionError(
+                    f"a flow's {name} is {value} and whiten {str(self.whiten).lower()}: expected a share of at least "
+                    "0, and above it whitened features; set blur=0, flow.blur=0 and flow.floor=0, or flow.whiten=true"
+                )
         if not 0 < self.trust <= 1:
             raise OptionError(f"a flow's trust is {self.trust}: expected a share above 0 and up to 1")
 
@@ -77,12 +79,15 @@ class Flow(nn.Module):
         config: what the flow is made of.
         seed: fixes the permutations and the initial weights.
         grid: (h, w) of the feature maps; needed for ``config.places`` alone, without which any will do.
+        views: through how many views maps are seen; each has places of its own.
 
     Raises:
         OptionError: the channel count is odd, or a setting is out of range.
     """
 
-    def __init__(self, channels: int, config: FlowConfig, seed: int, grid: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, channels: int, config: FlowConfig, seed: int, grid: tuple[int, int] | None = None, views: int = 1
+    ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
             raise OptionError(
@@ -90,8 +95,6 @@ class Flow(nn.Module):
             )
         if config.blocks < 1 or not 0 <= config.dropout < 1 or config.clamp <= 0 or config.hidden < 1:
             raise OptionError(f"{config}: expected blocks ≥ 1, hidden ≥ 1, dropout in [0, 1) and clamp > 0")
-        if not 0 <= config.shrinkage <= 1:
-            raise OptionError(f"flow.shrinkage is {config.shrinkage}: expected a number in [0, 1]")
         if not 0 <= config.memory < 1 or config.reach < 0 or config.memory_most < 1:
             raise OptionError(
                 f"flow.memory is {config.memory}, memory_most {config.memory_most} and reach {config.reach}: "
@@ -99,10 +102,11 @@ class Flow(nn.Module):
             )
         self.channels = channels
         self.config = config
+        self.views = views
         self.whitening = Whitening(channels) if config.whiten else None
         if config.places and grid is None:
             raise OptionError("flow.places needs the grid of the feature maps, which is not known here")
-        self.places = PlaceAffine(channels, grid) if config.places and grid else None
+        self.places = PlaceAffine(channels, grid, views) if config.places and grid else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
@@ -119,8 +123,8 @@ class Flow(nn.Module):
         """Whether no location's latent depends on another location."""
         return self.config.subnet == "pointwise"
 
-    def forward(self, x: Tensor, cells: Cells | None = None) -> tuple[Tensor, Tensor]:
-        """Features (B, C, h, w) → latent z (B, C, h, w) and log|det J| per location (B, h, w) in nats.
+    def forward(self, x: Tensor, cells: Cells | None = None, view: int = 0) -> tuple[Tensor, Tensor]:
+        """Features (B, C, h, w) of one view → latent z (B, C, h, w) and log|det J| per location (B, h, w) in nats.
 
         With ``cells``, x is (1, C, 1, N), single locations of such maps, and z too; log|det J| is (1, 1, N).
 
@@ -134,10 +138,10 @@ class Flow(nn.Module):
         log_det = x.new_zeros(x.shape[0], *x.shape[2:])
         if self.whitening is not None:
             x, log_det = self.whitening(x)
-            if self.training and self.config.blur:
+            if self.training and (self.config.blur or self.config.floor):
                 x = self.whitening.blurred(x)
         if self.places is not None:
-            x, term = self.places(x, cells)
+            x, term = self.places(x, cells, view)
             log_det = log_det + term
         if torch.compiler.is_compiling():  # an export needs no other operations than the couplings themselves have
             for block in self.blocks:
@@ -165,13 +169,13 @@ class Flow(nn.Module):
             return None
         return self.training, tuple((id(one), one._version, one.data_ptr()) for one in tensors)
 
-    def inverse(self, z: Tensor) -> Tensor:
-        """Latent z (B, C, h, w) → features (B, C, h, w)."""
+    def inverse(self, z: Tensor, view: int = 0) -> Tensor:
+        """Latent z (B, C, h, w) → features (B, C, h, w) of one view."""
         for block in reversed(self.blocks):
             z = block.inverse(z)  # type: ignore[operator]
-        for fixed in (self.places, self.whitening):
-            z = z if fixed is None else fixed.inverse(z)
-        return z
+        if self.places is not None:
+            z = self.places.inverse(z, view)
+        return z if self.whitening is None else self.whitening.inverse(z)
 
     def parameter_count(self) -> int:
         """Trainable parameters (the paper's table 8 counts these alone)."""
