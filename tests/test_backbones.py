@@ -22,7 +22,7 @@ from flawflow.backbones import BackboneSpec, build_backbone, default_spec, unpac
 from flawflow.backbones.backbone import join_levels
 from flawflow.backbones.filters import FilterBank, gabor_kernels
 from flawflow.backbones.smaller import Smaller
-from flawflow.backbones.timm_models import outline
+from flawflow.backbones.timm_models import outline, tapped
 from flawflow.backbones.weights import hash_tensors
 from flawflow.errors import OptionError, WeightsError
 
@@ -244,7 +244,30 @@ def test_a_spec_refuses_values_out_of_range(values: dict[str, Any]) -> None:
 def test_default_taps(name: str, taps: tuple[int, ...]) -> None:
     spec = default_spec(name)
     assert spec.taps == taps
-    assert (spec.stride, spec.root) == ((8, True) if len(taps) == 3 else (8 if name == "filters" else None, False))
+    pyramid = len(taps) == 3
+    assert (spec.stride, spec.root) == ((8, True) if pyramid else (8 if name == "filters" else None, False))
+    assert spec.border == ("mirrored" if pyramid else "zeros")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenetv3_small_050"])
+def test_with_mirrored_borders_a_flat_image_looks_alike_everywhere(name: str) -> None:
+    flat, seen = torch.full((1, 3, 64, 64), 0.7), {}
+    for border in ("zeros", "mirrored"):
+        torch.manual_seed(0)
+        levels = tapped(BackboneSpec(name, (1, 2), border=border), 64, "cpu").eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            seen[border] = levels(flat)
+            inside = levels(torch.randn(1, 3, 64, 64))
+        assert [one.shape for one in inside] == [one.shape for one in seen[border]]
+    for zeros, mirrored in zip(seen["zeros"], seen["mirrored"], strict=True):
+        assert float(mirrored.std(dim=(2, 3)).max()) < 1e-4 * float(mirrored.abs().max())
+        assert float(zeros.std(dim=(2, 3)).max()) > 1e-2 * float(zeros.abs().max())
+
+
+@pytest.mark.parametrize("name", ["compact", "filters"])
+def test_embedded_networks_have_the_border_they_have(name: str) -> None:
+    with pytest.raises(OptionError, match="border mirrored: for networks of timm alone"):
+        BackboneSpec(name, (1,), border="mirrored")
 
 
 @pytest.fixture

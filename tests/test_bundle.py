@@ -32,7 +32,7 @@ NETWORKS = [
 
 def network(name: str, taps: tuple[int, ...], size: int) -> timm_models.TimmLevels:
     torch.manual_seed(0)
-    return timm_models.TimmLevels(timm_models.make_network(name, size, "cpu").eval(), taps)
+    return timm_models.tapped(BackboneSpec(name, taps, border="mirrored"), size, "cpu").eval()
 
 
 @pytest.mark.parametrize(("name", "taps", "size"), NETWORKS)

@@ -200,7 +200,7 @@ PAPER = Recipe(
     scoring=ScoringConfig("density"),
 )
 DEIT = replace(SMALL, backbone=BackboneSpec("deit_tiny_patch16_224", (1, 2)), flow=replace(WITH_MEMORY, places=True))
-RESNET = replace(SMALL, backbone=BackboneSpec("resnet18", (1, 2), stride=16, smooth=3, root=True))
+RESNET = replace(SMALL, backbone=BackboneSpec("resnet18", (1, 2), stride=16, smooth=3, root=True, border="mirrored"))
 
 
 EMBEDDED = replace(SMALL, backbone=BackboneSpec("compact", (3,)), flow=replace(WITH_MEMORY, places=True))

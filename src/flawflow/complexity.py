@@ -59,11 +59,11 @@ def _network(recipe: Recipe) -> nn.Module:
     spec = recipe.backbone
     if spec.name in EMBEDDED:
         return build_backbone(spec, recipe.size).levels
-    from flawflow.backbones.timm_models import TimmLevels, make_network, outline
+    from flawflow.backbones.timm_models import outline, tapped
 
     side = spec.side(recipe.size)
     outline(spec, side)  # says what is wrong with taps and size
-    return TimmLevels(make_network(spec.name, side, "cpu"), spec.taps)
+    return tapped(spec, side, "cpu")
 
 
 def _gflops(module: nn.Module, x: Tensor) -> float:

@@ -32,6 +32,8 @@ class BackboneSpec:
             joined (PatchCore, Roth et al. 2022, section 3.1); 1 = none.
         root: take signed square roots of the features first, which tames the heavy tails that convolutional
             networks have (Perronnin et al. 2010, for Fisher vectors).
+        border: what a timm network's convolutions see beyond the image, and beyond each of their maps: ``zeros``, as
+            in its training, or what lies inside, ``mirrored``, so that a good border looks less like a defect.
         window: ``"compact"`` alone: side, in cells at stride 16, of the windows that attention stays within, so that
             its time grows with the image's area and not with the square of it; every second block's windows lie half
             a window further (Liu et al. 2021, section 3.2). None = it sees the whole image.
@@ -49,6 +51,7 @@ class BackboneSpec:
     stride: int | None = None
     smooth: int = 1
     root: bool = False
+    border: Literal["zeros", "mirrored"] = "zeros"
     window: int | None = None
     scale: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -64,6 +67,8 @@ class BackboneSpec:
             raise OptionError(f"backbone window {self.window}: expected 3 cells or more")
         if self.window is not None and self.name != COMPACT:
             raise OptionError(f"backbone window {self.window}: the backbone {COMPACT} alone has one, not {self.name}")
+        if self.border != "zeros" and self.name in EMBEDDED:
+            raise OptionError(f"backbone border {self.border}: for networks of timm alone, not {self.name}")
         if not 0 < self.scale <= 1:
             raise OptionError(f"backbone scale {self.scale}: expected a share above 0 and up to 1")
 

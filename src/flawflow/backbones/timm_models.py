@@ -38,6 +38,15 @@ class TimmLevels(nn.Module):
         return maps
 
 
+def tapped(spec: BackboneSpec, size: int, device: str) -> TimmLevels:
+    """The network of the spec up to its last tap, with the border that the spec names; see `make_network`."""
+    network = make_network(spec.name, size, device)
+    for module in network.modules() if spec.border == "mirrored" else ():
+        if isinstance(module, nn.Conv2d) and module.padding not in ((0, 0), "valid"):
+            module.padding_mode = "reflect"
+    return TimmLevels(network, spec.taps)
+
+
 def is_token_network(network: nn.Module) -> bool:
     """Whether all of a network's blocks work on one grid of tokens, as in CaiT, ViT, DeiT and DINO."""
     reductions = {level["reduction"] for level in _levels(network)}
@@ -78,7 +87,7 @@ def suited(name: str) -> BackboneSpec:
 
     `cait_m48_448` is tapped after block 40 of 48, as in the paper, other CaiT at the same share of
     their depth; other token networks after two thirds of their blocks. Levels are those of PaDiM (Defard et al. 2021),
-    brought to the grid of 1/8, and their heavy tails are tamed.
+    brought to the grid of 1/8; their heavy tails are tamed, and their borders mirrored.
 
     Raises:
         OptionError: see `make_network`.
@@ -91,7 +100,7 @@ def suited(name: str) -> BackboneSpec:
     # Several levels may share a stride (VGG): the last of each is the most abstract.
     last = {level["reduction"]: index for index, level in enumerate(levels)}
     taps = tuple(last[stride] for stride in (4, 8, 16) if stride in last) or (len(levels) - 1,)
-    return BackboneSpec(name, taps, stride=8 if 8 in last else None, root=True)
+    return BackboneSpec(name, taps, stride=8 if 8 in last else None, root=True, border="mirrored")
 
 
 def outline(spec: BackboneSpec, size: int) -> TimmLevels:
@@ -103,7 +112,7 @@ def outline(spec: BackboneSpec, size: int) -> TimmLevels:
     whole = make_network(spec.name, None, "meta")
     _check_taps(spec, whole)
     _check_size(spec.name, whole, size)
-    return TimmLevels(make_network(spec.name, size, "meta"), spec.taps)
+    return tapped(spec, size, "meta")
 
 
 def _check_taps(spec: BackboneSpec, network: nn.Module) -> None:
@@ -136,7 +145,7 @@ def fill(levels: TimmLevels, spec: BackboneSpec, size: int, tensors: Mapping[str
     if POSITION in state:
         state[POSITION] = resample_position(levels.network, state[POSITION])
     if any(name not in outlined for name, _ in levels.network.named_buffers()):
-        levels = TimmLevels(make_network(spec.name, size, "cpu"), spec.taps)
+        levels = tapped(spec, size, "cpu")
     levels.network.load_state_dict(state, assign=True)
     # convolutions run about a fifth faster on two cores with the channels innermost
     return levels if levels.normed else levels.to(memory_format=torch.channels_last)
