@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,20 @@ def test_with_mirrored_borders_a_flat_image_looks_alike_everywhere(name: str) ->
     for zeros, mirrored in zip(seen["zeros"], seen["mirrored"], strict=True):
         assert float(mirrored.std(dim=(2, 3)).max()) < 1e-4 * float(mirrored.abs().max())
         assert float(zeros.std(dim=(2, 3)).max()) > 1e-2 * float(zeros.abs().max())
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "tf_efficientnet_b0", "tf_mobilenetv3_small_075"])
+def test_networks_that_pad_for_themselves_keep_their_zeros(name: str) -> None:
+    spec = default_spec(name)
+    assert spec.border == "zeros"
+    with pytest.raises(OptionError, match=f"{name} pad their maps themselves; set backbone.border=zeros"):
+        outline(replace(spec, border="mirrored"), 64)
+
+
+def test_images_too_small_to_be_mirrored_are_explained(tmp_path: Path) -> None:
+    spec = BackboneSpec("convnext_atto", (1, 2), border="mirrored")
+    with pytest.raises(OptionError, match="take images of 32 pixels: .*larger size, or set backbone.border=zeros"):
+        build_backbone(spec, 32, tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize("name", ["compact", "filters"])

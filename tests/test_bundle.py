@@ -30,14 +30,15 @@ NETWORKS = [
 ]
 
 
-def network(name: str, taps: tuple[int, ...], size: int) -> timm_models.TimmLevels:
+def network(name: str, taps: tuple[int, ...], size: int, border: Any = "zeros") -> timm_models.TimmLevels:
     torch.manual_seed(0)
-    return timm_models.tapped(BackboneSpec(name, taps, border="mirrored"), size, "cpu").eval()
+    return timm_models.tapped(BackboneSpec(name, taps, border=border), size, "cpu").eval()
 
 
+@pytest.mark.parametrize("border", ["zeros", "mirrored"])
 @pytest.mark.parametrize(("name", "taps", "size"), NETWORKS)
-def test_a_recorded_network_gives_the_same_maps(name: str, taps: tuple[int, ...], size: int) -> None:
-    levels = network(name, taps, size)
+def test_a_recorded_network_gives_the_same_maps(name: str, taps: tuple[int, ...], size: int, border: str) -> None:
+    levels = network(name, taps, size, border)
     graph, constants = record_graph(levels, size)
     recorded = GraphLevels(graph, levels.state_dict() | constants)
     for count in (1, 3):

@@ -94,6 +94,11 @@ def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:
     """A detector whose memory and calibration come from images, as a fit's do."""
     detector = make_detector(recipe, weights)
     images = [resize_image(one, recipe.size) for one in pictures(6, recipe.size, 5)]
+    for places in (flow.places for branch in detector.branches for flow in branch.flows if flow.places is not None):
+        # Other ones for each view, as a fit finds them.
+        generator = torch.Generator().manual_seed(7)
+        places.mean += 0.1 * torch.randn(places.mean.shape, generator=generator)
+        places.log_scale += 0.1 * torch.randn(places.log_scale.shape, generator=generator)
     for branch in detector.branches:
         with torch.no_grad():
             found = branch(torch.from_numpy(np.stack(images)))

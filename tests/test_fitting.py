@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawflow import StoreOptions, __version__, fit
-from flawflow.backbones import BackboneSpec
+from flawflow import StoreOptions, __version__, fit, fitting
+from flawflow.backbones import Backbone, BackboneSpec
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
@@ -121,6 +121,24 @@ def test_choosing_on_test_images_is_labelled(product: Path) -> None:
     detector = small_fit(product, select_on_test=True)
     assert detector.provenance["selected_on"] == "test images"
     assert detector.provenance["history"] != small_fit(product).provenance["history"]
+
+
+def test_test_images_that_choose_are_seen_through_the_view_that_judges(
+    product: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, extract = [], fitting.extract
+
+    def watched(backbone: Backbone, images: Any, device: torch.device) -> Any:
+        seen.extend(images)
+        return extract(backbone, images, device)
+
+    monkeypatch.setattr(fitting, "extract", watched)
+    small_fit(product, RECIPE.change({"scoring.shift": "3"}), select_on_test=True)
+    samples = open_folder(product, 0).test
+    assert len(seen) == len(samples)
+    for one, sample in zip(seen, samples, strict=True):
+        whole = resize_image(read_image(sample.path), RECIPE.size)
+        assert np.array_equal(one[3:, 3:], whole[:-3, :-3])
 
 
 def test_test_images_decide_nothing_unless_asked(product: Path) -> None:

@@ -320,6 +320,7 @@ def test_place_code_means_the_same_at_every_size() -> None:
         (4, {"dropout": 1.0}),
         (4, {"clamp": 0.0}),
         (4, {"whiten": True, "floor": -0.1}),
+        (4, {"whiten": True, "floor": 1.1}),
         (4, {"whiten": False, "floor": 0.1}),
         (4, {"whiten": True, "blur": -0.1}),
         (4, {"whiten": True, "blur": math.nan}),

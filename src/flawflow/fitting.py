@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
@@ -27,6 +28,8 @@ from flawflow.features import (
     ImageSource,
     extract,
     known_again,
+    shifted,
+    views,
 )
 from flawflow.files import first_copies
 from flawflow.flow import Flow
@@ -38,7 +41,7 @@ from flawflow.sources import check_tiles, open_source, whole_images
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
-from flawflow.types import Category, Sample
+from flawflow.types import Category, Image, Mask, Sample
 from flawflow.untrained import remember, standardise
 from flawflow.watching import refer
 
@@ -326,7 +329,7 @@ def _features(
     shift = recipe.scoring.shift
     learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device, shift)
     with_synthetic = recipe.training.objective != "unsupervised"
-    data = learn.build(store, recipe.versions, with_synthetic, say)
+    data = learn.build(store, max(recipe.versions, recipe.scoring.views), with_synthetic, say)
     held = [
         FeatureJob(sources[1], backbone, kind, seed + HELD_OUT_SEED, device, shift) for kind in judges(recipe.synthesis)
     ]
@@ -349,11 +352,17 @@ def _validation(
             f"--select-on-test needs test images with defects, and '{category.name}' has none: leave the option out"
         )
     source = ImageSource([s.path for s in category.test], recipe.size, keep=8)
-    features = np.concatenate([extract(backbone, [source(i)], device) for i in range(len(source))])
+    first = views(backbone.shift(recipe.scoring.shift))[0]  # as held-out images, test images are seen through one view
+
+    def seen(array: Image | Mask) -> NDArray[Any]:
+        return shifted(torch.from_numpy(array)[None], *first)[0].numpy()
+
+    features = np.concatenate([extract(backbone, [seen(source(i))], device) for i in range(len(source))])
     cells = np.zeros((len(features), *features.shape[2:]), np.bool_)
     for number, sample in enumerate(category.test):
         if sample.mask_path is not None:
-            cells[number] = grid_cells(resize_mask(read_mask(sample.mask_path), recipe.size), backbone.grid)
+            mask = resize_mask(read_mask(sample.mask_path), recipe.size)
+            cells[number] = grid_cells(seen(mask), backbone.grid)
     flags = np.array([s.is_defective for s in category.test])
     return Validation(((features, cells, flags),), cautious=False)
 

@@ -123,7 +123,7 @@ class Recipe:
         automatic_synthesis: take NSA's numbers from the product's published row, or find them from the images;
             False = take ``synthesis.nsa`` as it stands.
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
-            version e mod versions (the paper draws anew each epoch). Fewer than views leave some of these unlearned.
+            version e mod versions (the paper draws anew each epoch). There are at least as many as views.
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives

@@ -283,7 +283,8 @@ def _build_timm(spec: BackboneSpec, size: int, weights: Path | None) -> Backbone
     try:
         shapes = _level_shapes(levels, torch.empty(1, 3, side, side, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise OptionError(f"{spec.name} cannot take images of {side} pixels: {error}") from error
+        remedy = ": name a larger size, or set backbone.border=zeros" if spec.border == "mirrored" else ""
+        raise OptionError(f"{spec.name} cannot take images of {side} pixels: {error}{remedy}") from error
     config: Any = timm.get_pretrained_cfg(spec.name)
     _joined_shape(spec, side, shapes)  # a fault of the options shows before weights are fetched or read
     tensors = fetch_tensors(spec.name) if weights is None else read_tensors(weights)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,32 @@ class TimmLevels(nn.Module):
 
 
 def tapped(spec: BackboneSpec, size: int, device: str) -> TimmLevels:
-    """The network of the spec up to its last tap, with the border that the spec names; see `make_network`."""
-    network = make_network(spec.name, size, device)
-    for module in network.modules() if spec.border == "mirrored" else ():
-        if isinstance(module, nn.Conv2d) and module.padding not in ((0, 0), "valid"):
-            module.padding_mode = "reflect"
-    return TimmLevels(network, spec.taps)
+    """The network of the spec up to its last tap, with the border that the spec names.
+
+    Raises:
+        OptionError: see `make_network`; or the network pads its maps itself, where they are to be mirrored.
+    """
+    levels = TimmLevels(make_network(spec.name, size, device), spec.taps)
+    if spec.border == "mirrored":
+        if not _plain_borders(levels):
+            raise OptionError(
+                f"backbone border mirrored: convolutions of {spec.name} pad their maps themselves; set "
+                "backbone.border=zeros"
+            )
+        for one in _wide(levels):
+            one.padding_mode = "reflect"
+    return levels
+
+
+def _wide(network: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions that see more than one place, and may see beyond the border."""
+    found = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return [one for one in found if max(one.kernel_size) > 1 and one.stride != one.kernel_size]
+
+
+def _plain_borders(network: nn.Module) -> bool:
+    """Whether all of these are PyTorch's own: some of timm's pad for themselves, and know no border but zeros."""
+    return all(type(one).forward is nn.Conv2d.forward for one in _wide(network))
 
 
 def is_token_network(network: nn.Module) -> bool:
@@ -87,7 +107,7 @@ def suited(name: str) -> BackboneSpec:
 
     `cait_m48_448` is tapped after block 40 of 48, as in the paper, other CaiT at the same share of
     their depth; other token networks after two thirds of their blocks. Levels are those of PaDiM (Defard et al. 2021),
-    brought to the grid of 1/8; their heavy tails are tamed, and their borders mirrored.
+    brought to the grid of 1/8; their heavy tails are tamed, and their borders mirrored where the network lets them.
 
     Raises:
         OptionError: see `make_network`.
@@ -100,7 +120,8 @@ def suited(name: str) -> BackboneSpec:
     # Several levels may share a stride (VGG): the last of each is the most abstract.
     last = {level["reduction"]: index for index, level in enumerate(levels)}
     taps = tuple(last[stride] for stride in (4, 8, 16) if stride in last) or (len(levels) - 1,)
-    return BackboneSpec(name, taps, stride=8 if 8 in last else None, root=True, border="mirrored")
+    border: Literal["zeros", "mirrored"] = "mirrored" if _plain_borders(network) else "zeros"
+    return BackboneSpec(name, taps, stride=8 if 8 in last else None, root=True, border=border)
 
 
 def outline(spec: BackboneSpec, size: int) -> TimmLevels:

@@ -61,6 +61,8 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         """Raises OptionError for a floor, a blur or a trust out of range; `Flow` refuses the rest."""
+        if self.floor > 1:
+            raise OptionError(f"a flow's floor is {self.floor}: expected a share of the mean variance, 0 to 1")
         for name, value in (("floor", self.floor), ("blur", self.blur)):
             if not (value == 0 or (value > 0 and self.whiten)):
                 raise OptionError(
