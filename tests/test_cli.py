@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from commands import SMALL, Captured, refused
+from flawflow.artefact import FORMAT_VERSION
 from flawflow.cli import main
 from flawflow.datasets.generated import write_product_line
 
@@ -181,7 +182,7 @@ def test_detector_files_of_another_kind(part: Path, line: Path, tmp_path: Path, 
     cut.write_bytes(part.read_bytes()[:-100])
     assert "truncated" in refused(capsys, "inspect", cut, line / "stone/test")
     old = tmp_path / "old.flaw"
-    old.write_bytes(part.read_bytes().replace(b'"version":"6"', b'"version":"0"'))
+    old.write_bytes(part.read_bytes().replace(f'"version":"{FORMAT_VERSION}"'.encode(), b'"version":"0"'))
     assert "version 0" in refused(capsys, "inspect", old, line / "stone/test")
     assert "cannot be read" in refused(capsys, "inspect", tmp_path / "none.flaw", line / "stone/test")
 

@@ -127,9 +127,8 @@ def test_it_is_calibrated_on_what_the_detector_never_learned_from(
 def test_the_backbone_alone_is_in_eight_bits_but_for_its_first_products(
     part: tuple[Path, Detector], shift: int
 ) -> None:
-    detector = copy.copy(part[1])
-    detector.recipe = replace(part[1].recipe, scoring=replace(part[1].recipe.scoring, shift=shift))
-    body = detector_body(detector)
+    recipe = replace(part[1].recipe, scoring=replace(part[1].recipe.scoring, shift=shift))
+    body = detector_body(make_detector(recipe))
     written = body.SerializeToString()
     [found] = products(body)
     assert {len(names) for names in found} == {2 if shift else 1}  # an image goes through once a view
