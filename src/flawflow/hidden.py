@@ -15,7 +15,7 @@ from flawflow.checkup import Checkup, Read
 from flawflow.crossfit import FEWEST, CrossFit, cross_fit, image_map
 from flawflow.doctor import Case, Finding, finding, robust_z
 from flawflow.errors import ImageError
-from flawflow.features import FeatureJob, ImageSource, views
+from flawflow.features import FeatureJob, ImageSource
 from flawflow.images import read_mask
 from flawflow.metrics import auroc
 from flawflow.recipe import Recipe
@@ -91,7 +91,7 @@ def hidden_outliers(
     plain = replace(recipe.synthesis, sharpness=0.0)
     shift = recipe.scoring.shift
     job = FeatureJob(ImageSource(paths, recipe.size, keep=0), backbone, plain, seed, device, shift)
-    features = job.build(store, len(views(shift)), False, say).normal
+    features = job.build(store, recipe.scoring.views, False, say).normal
     fitted = cross_fit(features, recipe, seed=seed, device=device, say=say)
     hidden = _ordered(paths, fitted)
     outlined = [one for one in checkup.images if one.sample.mask_path is not None]

@@ -68,7 +68,7 @@ class BackboneSpec:
         if self.window is not None and self.name != COMPACT:
             raise OptionError(f"backbone window {self.window}: the backbone {COMPACT} alone has one, not {self.name}")
         if self.border != "zeros" and self.name in EMBEDDED:
-            raise OptionError(f"backbone border {self.border}: for networks of timm alone, not {self.name}")
+            raise OptionError(f"backbone border {self.border}: for networks of timm alone, not {self.name}; set zeros")
         if not 0 < self.scale <= 1:
             raise OptionError(f"backbone scale {self.scale}: expected a share above 0 and up to 1")
 

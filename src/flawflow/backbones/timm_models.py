@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,8 @@ def suited(name: str) -> BackboneSpec:
     # Several levels may share a stride (VGG): the last of each is the most abstract.
     last = {level["reduction"]: index for index, level in enumerate(levels)}
     taps = tuple(last[stride] for stride in (4, 8, 16) if stride in last) or (len(levels) - 1,)
-    border: Literal["zeros", "mirrored"] = "mirrored" if _plain_borders(network) else "zeros"
-    return BackboneSpec(name, taps, stride=8 if 8 in last else None, root=True, border=border)
+    stride, plain = 8 if 8 in last else None, _plain_borders(network)
+    return BackboneSpec(name, taps, stride, root=True, border="mirrored" if plain else "zeros")
 
 
 def outline(spec: BackboneSpec, size: int) -> TimmLevels:
