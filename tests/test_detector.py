@@ -361,8 +361,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "5", "6", "8", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 7"):
+    for version in ("1", "6", "7", "9", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 8"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 

@@ -103,6 +103,16 @@ def test_places_that_do_not_differ_share_one_mean() -> None:
     assert layer.log_scale.abs().max() < 0.12
 
 
+def test_places_know_a_border_from_few_images() -> None:
+    # One place among twenty says too little with four images to be believed, and the whole row says it.
+    truth = torch.zeros(3, 20, 20, dtype=torch.float64)
+    truth[:, 0] = 1.0
+    seen = truth + features(4, 3, 20, 20)
+    border = (places_of(seen).mean[0] - truth)[:, 0]
+    assert border.square().mean() < 0.5 * (seen.mean(0) - truth)[:, 0].square().mean()
+    assert border.square().mean() < 0.1 * truth[:, 0].square().mean()
+
+
 def test_places_raise_the_likelihood_of_images_not_seen() -> None:
     truth = features(1, 2, 6, 6, seed=4)
     seen, new = truth + features(20, 2, 6, 6), truth + features(50, 2, 6, 6, seed=2)

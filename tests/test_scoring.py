@@ -96,13 +96,29 @@ def test_enlarging_is_bilinear_between_cell_centres(height: int, width: int, fac
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 99), dy=st.integers(-40, 40), dx=st.integers(-40, 40), colours=st.integers(0, 3))
-def test_shifting_repeats_the_edge_and_enlarging_shifts_alike(seed: int, dy: int, dx: int, colours: int) -> None:
+@given(seed=st.integers(0, 99), dy=st.integers(-12, 12), dx=st.integers(-16, 16), colours=st.integers(0, 3))
+def test_shifting_mirrors_and_undoes_itself_within(seed: int, dy: int, dx: int, colours: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 255, (2, 13, 17, colours)[: 3 + (colours > 0)], np.uint8)
-    rows, columns = np.clip(np.arange(13) + dy, 0, 12), np.clip(np.arange(17) + dx, 0, 16)
-    assert np.array_equal(shifted(torch.from_numpy(pixels), dy, dx), pixels[:, rows][:, :, columns])
+    found = shifted(torch.from_numpy(pixels), dy, dx).numpy()
+    beside = ((0, 0), (12, 12), (16, 16), (0, 0))[: pixels.ndim]
+    around = np.pad(pixels, beside, mode="reflect")
+    assert np.array_equal(found, around[:, 12 + dy : 25 + dy, 16 + dx : 33 + dx])
+    inner = (slice(None), slice(max(0, dy), 13 + min(0, dy)), slice(max(0, dx), 17 + min(0, dx)))
+    assert np.array_equal(shifted(torch.from_numpy(found), -dy, -dx)[inner], pixels[inner])
+
+
+def test_no_shift_is_longer_than_the_image() -> None:
+    pixels = torch.arange(12).view(1, 3, 4)
+    assert torch.equal(shifted(pixels, 40, -40), shifted(pixels, 2, -3))
+    assert torch.equal(shifted(pixels[:, :1, :1], 5, 5), pixels[:, :1, :1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 99), dy=st.integers(-40, 40), dx=st.integers(-40, 40))
+def test_enlarging_shifts_and_repeats_the_edge(seed: int, dy: int, dx: int) -> None:
     grid = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 3, 5)))
-    assert torch.allclose(enlarge(grid, 17, dy, dx), shifted(enlarge(grid, 17), dy, dx), atol=1e-12)
+    rows, columns = (np.clip(np.arange(17) + by, 0, 16) for by in (dy, dx))
+    assert torch.allclose(enlarge(grid, 17, dy, dx), enlarge(grid, 17)[:, rows][:, :, columns], atol=1e-12)
 
 
 @settings(max_examples=30, deadline=None)

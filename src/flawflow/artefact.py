@@ -13,7 +13,7 @@ from flawflow.errors import DetectorFileError
 from flawflow.files import atomic_write
 
 FORMAT = "flawflow detector"
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 
 
 def write_artefact(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

@@ -28,7 +28,7 @@ LEARNED_IMAGES = "learned_images"  # in a detector's provenance: files it learne
 VALIDATION_IMAGES = "validation_images"  # … files that chose its epoch, and calibrated it at first
 CALIBRATION_IMAGES = "calibration_images"  # … and files whose scores make its thresholds now
 _WORKERS = 2
-_STORE_FORMAT = 2
+_STORE_FORMAT = 3
 _MARK = 16  # 64 bits: no two of a million files would be taken for one another
 
 
@@ -41,16 +41,18 @@ def views(shift: int) -> list[tuple[int, int]]:
 
 
 def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
-    """Pixel (y, x) of the result is pixel (y + dy, x + dx) of the images (B, H, W, …), or the edge beyond them."""
+    """Pixel (y, x) of the result is pixel (y + dy, x + dx) of the images (B, H, W, …), which are mirrored beyond.
+
+    An edge repeated would be streaks that no texture has. No shift is longer than an image less one pixel.
+    """
     if not dy and not dx:
         return images
     for dim, by in ((1, dy), (2, dx)):  # whole slices: an index a pixel takes ten times as long
-        length, lost = images.shape[dim], min(abs(by), images.shape[dim])
+        length, lost = images.shape[dim], min(abs(by), images.shape[dim] - 1)
         if lost:
             kept = images.narrow(dim, lost if by > 0 else 0, length - lost)
-            edge = images.narrow(dim, length - 1 if by > 0 else 0, 1)
-            repeated = edge.expand(*images.shape[:dim], lost, *images.shape[dim + 1 :])
-            images = torch.cat([kept, repeated] if by > 0 else [repeated, kept], dim)
+            mirrored = images.narrow(dim, length - 1 - lost if by > 0 else 1, lost).flip(dim)
+            images = torch.cat([kept, mirrored] if by > 0 else [mirrored, kept], dim)
     return images
 
 

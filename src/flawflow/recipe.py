@@ -336,7 +336,7 @@ def filters() -> Recipe:
         flow=FlowConfig(
             blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, floor=0.001, memory=0.05
         ),
-        # Repeated edges are no texture that a filter bank knows, and would score highest of all.
+        # One view: a mirrored edge is no weave that a filter bank knows, and a second view costs more than it gains.
         scoring=ScoringConfig(score="nll", sigma=1.0),
         blur=0.0,
         smaller=0.0,

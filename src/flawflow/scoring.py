@@ -52,7 +52,7 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 
 
 def enlarge(maps: Tensor, size: int, dy: int = 0, dx: int = 0) -> Tensor:
-    """(B, h, w) → (B, size, size), bilinear, ``align_corners=False``; then shifted as `features.shifted` does it.
+    """(B, h, w) → (B, size, size), bilinear, ``align_corners=False``; then shifted, with the edge repeated.
 
     As two products with fixed matrices, which shift at no cost and are faster than a routine for one channel.
     """

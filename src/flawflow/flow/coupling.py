@@ -123,13 +123,20 @@ class Whitening(nn.Module):
 _SPREAD_PRIOR = 200.0
 
 
+def _true_share(seen: Tensor, noise: Tensor) -> Tensor:
+    """(C, 1, 1): which share of deviations (C, h, w) to believe that have this variance of noise in them, (C, 1, 1)."""
+    between = (seen.square().mean(dim=(1, 2), keepdim=True) - noise).clamp_min(0)
+    return between / (between + noise).clamp_min(1e-12)
+
+
 class PlaceAffine(nn.Module):
     """Fixed affine map of each channel at each place, y = (x − μ(h, w)) · exp(−log σ(h, w)), found before training.
 
     Parts lie still and borders are padded, so what is usual at one place is odd at another. With few images the
-    moments of a place are noise, so both are drawn to those over all places: the mean as far as an empirical Bayes
-    estimate of its true variance between places says (James & Stein 1961), the variance as if 200 images more had
-    shown the common one. Each view of an image has moments of its own, since through another one the same edge of a
+    moments of a place are noise, so both are drawn to what many places say. The mean is drawn to that of its row and
+    column together, since a border differs along all of one, and these to the common one, each as far as an empirical
+    Bayes estimate of its true variance says (James & Stein 1961); the variance to the common one, as if 200 images more
+    had shown that. Each view of an image has moments of its own, since through another one the same edge of a
     part lies elsewhere in its cell.
 
     Args:
@@ -154,14 +161,16 @@ class PlaceAffine(nn.Module):
         """
         mean = total / count
         variance = (squares / count - mean.square()).clamp_min(0) * count / (count - 1)
-        everywhere = mean.mean(dim=(1, 2), keepdim=True)
         within = variance.mean(dim=(1, 2), keepdim=True)
-        seen = (mean - everywhere).square().mean(dim=(1, 2), keepdim=True)
-        between = (seen - within / count).clamp_min(0)
-        trust = between / (between + within / count).clamp_min(1e-12)
-        self.mean[view] = everywhere + trust * (mean - everywhere)
-        # What the common mean leaves at a place is spread too, where the mean is not trusted.
-        common = within + (1 - trust) * seen
+        expected = centre = mean.mean(dim=(1, 2), keepdim=True)
+        for along in (1, 2):
+            line = mean.mean(dim=along, keepdim=True) - centre
+            expected = expected + _true_share(line, within / (count * mean.shape[along])) * line
+        rest = mean - expected
+        trust = _true_share(rest, within / count)
+        self.mean[view] = expected + trust * rest
+        # What the expected mean leaves at a place is spread too, where the mean is not trusted.
+        common = within + (1 - trust) * rest.square().mean(dim=(1, 2), keepdim=True)
         blended = (count * variance + _SPREAD_PRIOR * common) / (count + _SPREAD_PRIOR)
         self.log_scale[view] = 0.5 * (blended + noise**2).clamp_min(1e-6).log()
 
