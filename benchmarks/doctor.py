@@ -27,7 +27,7 @@ from flawflow.backbones import build_backbone
 from flawflow.calibration import Budget
 from flawflow.checkup import Checkup, check_files, open_checkup
 from flawflow.crossfit import cross_fit
-from flawflow.features import FeatureJob, ImageSource, views
+from flawflow.features import FeatureJob, ImageSource
 from flawflow.fitting import StoreOptions
 from flawflow.recipe import named_recipe
 
@@ -182,7 +182,7 @@ def hidden(bottle: Path, weights: Path | None, seeds: int, store: Path | None) -
     plain, shift = replace(recipe.synthesis, sharpness=0.0), recipe.scoring.shift
     job = FeatureJob(ImageSource(files, recipe.size), backbone, plain, 0, device, shift)
     with StoreOptions(store).open() as opened:
-        features = [np.array(view) for view in job.build(opened, len(views(shift)), False, print).normal]
+        features = [np.array(view) for view in job.build(opened, recipe.scoring.views, False, print).normal]
     worst = 0
     for seed in range(seeds):
         rng = np.random.default_rng(seed)

@@ -86,6 +86,20 @@ def test_the_position_code_is_resampled_to_the_image_size(tmp_path: Path) -> Non
     assert (backbone(_images(160)) - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("spec", "size", "share", "pixels"),
+    [
+        (BackboneSpec("filters", (2,), stride=8), 64, 0.25, 2),
+        (BackboneSpec("compact", (2,)), 448, 0.25, 4),
+        (BackboneSpec("compact", (2,), scale=0.5), 448, 0.25, 8),  # of a copy half as large
+        (BackboneSpec("filters", (2,), stride=8), 64, 0.01, 1),
+        (BackboneSpec("filters", (2,), stride=8), 64, 0.0, 0),
+    ],
+)
+def test_views_are_shifted_by_a_share_of_a_cell(spec: BackboneSpec, size: int, share: float, pixels: int) -> None:
+    assert build_backbone(spec, size).shift(share) == pixels
+
+
 def test_the_paper_backbone_is_cut_behind_block_40() -> None:
     spec = default_spec("cait_m48_448")
     levels: Any = outline(spec, 448)

@@ -106,7 +106,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "7"
+    assert header["format"] == "flawflow detector" and header["version"] == "8"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -164,16 +164,17 @@ def test_calibration_scores_good_images_as_inspection_does(detector: Detector) -
 def test_shifted_views_of_a_flat_image_agree_with_the_plain_one(detector: Detector) -> None:
     flat = np.full((64, 64, 3), 90, np.uint8)
     plain = look(detector.branches, RECIPE, [flat], CPU)[:, 0]
-    shifting = replace(RECIPE, scoring=replace(RECIPE.scoring, shift=4))
+    shifting = replace(RECIPE, scoring=replace(RECIPE.scoring, shift=0.4))
+    by = detector.backbone.shift(0.4)
     shifted = look(make_detector(shifting).branches, shifting, [flat], CPU)
     # Every view of a flat image is the same image; only the maps move, and 16 pixels inside they see no edge.
-    rows = (torch.arange(64)[:, None] + torch.tensor([-4, 4])).clamp(0, 63)
+    rows = (torch.arange(64)[:, None] + torch.tensor([-by, by])).clamp(0, 63)
     expected = torch.stack([plain[:, rows[:, i]][:, :, rows[:, i]] for i in (1, 0)], dim=1)
     assert torch.allclose(shifted, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_each_view_is_standardised_by_its_own_places(tmp_path: Path) -> None:
-    recipe = RECIPE.change({"scoring.shift": "3"})
+    recipe = RECIPE.change({"scoring.shift": "0.4"})
     detector, image = make_detector(recipe), pictures(1)[0][:64, :64]
 
     def maps() -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,14 +194,14 @@ def test_each_view_is_standardised_by_its_own_places(tmp_path: Path) -> None:
     )
 
 
-BESIDE = RECIPE.change({"beside": json.dumps({"name": "compact", "taps": [2]}), "scoring.shift": "3"})
+BESIDE = RECIPE.change({"beside": json.dumps({"name": "compact", "taps": [2]}), "scoring.shift": "0.4"})
 
 
 def test_two_branches_say_the_mean_of_what_each_says_alone() -> None:
     both = make_detector(BESIDE)
     alone = []
     for number, branch in enumerate(both.branches):
-        one = make_detector(RECIPE.change({"scoring.shift": "3"}))
+        one = make_detector(RECIPE.change({"scoring.shift": "0.4"}))
         one.branches = (branch,)
         one.calibration = replace(one.calibration, level_limits=both.calibration.level_limits[number : number + 1])
         alone.append(one)
@@ -212,7 +213,7 @@ def test_two_branches_say_the_mean_of_what_each_says_alone() -> None:
         np.testing.assert_allclose(found.anomaly_map, (first.anomaly_map + second.anomaly_map) / 2, rtol=1e-4)
 
 
-DRAWING = RECIPE.change({"flow.whiten": "true", "blur": "0.1", "scoring.shift": "3"})
+DRAWING = RECIPE.change({"flow.whiten": "true", "blur": "0.1", "scoring.shift": "0.4"})
 
 
 @pytest.mark.parametrize("bundle", [False, True])
@@ -242,7 +243,7 @@ def test_one_flow_scores_and_another_one_draws(bundle: bool, tmp_path: Path) -> 
 
 
 def test_a_smaller_copy_is_scored_and_not_shown(tmp_path: Path) -> None:
-    both = make_detector(RECIPE.change({"smaller": "0.5", "scoring.shift": "3"}))
+    both = make_detector(RECIPE.change({"smaller": "0.5", "scoring.shift": "0.4"}))
     assert both.recipe.shown == (True, False)
     assert both.branches[1].backbone.grid == tuple(side // 2 for side in both.branches[0].backbone.grid)
     image = pictures(1)[0][:64, :64]
@@ -265,7 +266,7 @@ def test_a_smaller_copy_is_scored_and_not_shown(tmp_path: Path) -> None:
 
 
 def test_each_view_is_scored_by_its_own_highest_places() -> None:
-    detector = make_detector(RECIPE.change({"scoring.shift": "3"}))
+    detector = make_detector(RECIPE.change({"scoring.shift": "0.4"}))
     image = pictures(1)[0][:64, :64]
     with torch.inference_mode():
         looks = look(detector.branches, detector.recipe, [image], CPU)

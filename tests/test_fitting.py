@@ -133,12 +133,13 @@ def test_test_images_that_choose_are_seen_through_the_view_that_judges(
         return extract(backbone, images, device)
 
     monkeypatch.setattr(fitting, "extract", watched)
-    small_fit(product, RECIPE.change({"scoring.shift": "3"}), select_on_test=True)
+    by = small_fit(product, RECIPE.change({"scoring.shift": "0.4"}), select_on_test=True).backbone.shift(0.4)
+    assert by > 0
     samples = open_folder(product, 0).test
     assert len(seen) == len(samples)
     for one, sample in zip(seen, samples, strict=True):
         whole = resize_image(read_image(sample.path), RECIPE.size)
-        assert np.array_equal(one[3:, 3:], whole[:-3, :-3])
+        assert np.array_equal(one[by:, by:], whole[:-by, :-by])
 
 
 def test_test_images_decide_nothing_unless_asked(product: Path) -> None:
@@ -196,7 +197,7 @@ print(kills)
 """
 
 
-BESIDE = {"beside": json.dumps({"name": "filters", "taps": [2]}), "scoring.shift": "2"}
+BESIDE = {"beside": json.dumps({"name": "filters", "taps": [2]}), "scoring.shift": "0.25"}
 DRAWING = {"blur": "0.2", "trust": "0.5", "smaller": "0.5"}
 
 
@@ -215,7 +216,7 @@ def test_a_fit_killed_again_and_again_ends_with_the_same_file(
 
 @pytest.mark.parametrize("tile", [0, 48])
 def test_each_branch_is_the_one_that_its_network_gives_alone(product: Path, tile: int) -> None:
-    shared = {"scoring.shift": "2", "scoring.level": "0.5", "tiling.side": str(tile)}
+    shared = {"scoring.shift": "0.25", "scoring.level": "0.5", "tiling.side": str(tile)}
     first = small_fit(product, RECIPE.change(shared))
     second = small_fit(product, RECIPE.change(shared | {"backbone.taps": "[2]"}))
     both = small_fit(product, RECIPE.change(shared | BESIDE))

@@ -35,7 +35,8 @@ _MARK = 16  # 64 bits: no two of a million files would be taken for one another
 def views(shift: int) -> list[tuple[int, int]]:
     """(dy, dx) of the views that an image is looked at through: as it is, or two along the diagonal.
 
-    With a shift of a quarter of a cell of the flow's grid, the two grids interlace.
+    Args:
+        shift: pixels, see `Backbone.shift`.
     """
     return [(-shift, -shift), (shift, shift)] if shift else [(0, 0)]
 
@@ -144,7 +145,7 @@ class FeatureJob:
     synthesis: SynthesisSettings
     seed: int
     device: torch.device
-    shift: int = 0
+    shift: float = 0.0
 
     def _plan(self, versions: int, with_synthetic: bool) -> list[tuple[str, str, int]]:
         """(key, kind, version) of every shard."""

@@ -84,25 +84,31 @@ class ScoringConfig:
         sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
         top: the image score is the mean of this share of the highest map values; 0 = the maximum.
         level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
-        shift: two views, shifted by ±shift pixels (of what the network sees) along the diagonal; 0 = one view, as it
-            is. Map and score are the means of the views'. The versions of the training images take turns through the
-            same views.
+        shift: two views, shifted along the diagonal by ± this share of a cell of the features' grid, below a half, and
+            by a pixel at least; 0 = one view, as it is. The grids of two views at ±¼ interlace; at ±½ they would lie on
+            each other. Map and score are the means of the views'. The versions of the training images take turns
+            through the same views.
     """
 
     score: str = "density"
     sigma: float = 0.0
     top: float = 0.0
     level: float = 0.0
-    shift: int = 0
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises OptionError for an unknown score or a number out of range."""
         if self.score not in SCORES:
             raise OptionError(f"scoring.score is '{self.score}': expected one of {', '.join(SCORES)}")
-        if self.sigma < 0 or not 0 <= self.top <= 1 or not 0 <= self.level < 1 or self.shift < 0:
+        if self.sigma < 0 or not 0 <= self.top <= 1 or not 0 <= self.level < 1:
             raise OptionError(
-                f"scoring.sigma is {self.sigma}, top {self.top}, level {self.level} and shift {self.shift}: expected "
-                "sigma ≥ 0, top in [0, 1], level in [0, 1) and shift ≥ 0"
+                f"scoring.sigma is {self.sigma}, top {self.top} and level {self.level}: expected "
+                "sigma ≥ 0, top in [0, 1] and level in [0, 1)"
+            )
+        if not 0 <= self.shift < 0.5:
+            raise OptionError(
+                f"scoring.shift is {self.shift}: expected a share of a cell, from 0 to below 0.5, where 0 is one view "
+                "and 0.25 two that interlace"
             )
 
     @property
@@ -299,7 +305,7 @@ def default() -> Recipe:
             evaluate_every=1,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=4),
+        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25),
         versions=2,
         blur=0.1,
         smaller=0.7,

@@ -81,9 +81,9 @@ class Backbone(nn.Module):
         """Stays in evaluation mode, whatever is asked."""
         return super().train(False)
 
-    def shift(self, pixels: int) -> int:
-        """By how much an image is shifted so that what the network sees of it is shifted by so many pixels."""
-        return round(pixels * self.size / self.spec.side(self.size))
+    def shift(self, share: float) -> int:
+        """This share of a cell of the grid in pixels of the image, at least one where it is not zero."""
+        return max(1, round(share * self.size / self.grid[0])) if share else 0
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 tensors in use, on the CPU, as they came: what `weights_hash` is the hash of.
