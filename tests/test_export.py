@@ -125,7 +125,7 @@ SMALL = Recipe(
     size=64,
     backbone=BackboneSpec("filters", (1, 2), stride=8),
     flow=WITH_MEMORY,
-    scoring=ScoringConfig("nll", sigma=0.7, top=0.01, level=0.8, shift=2),
+    scoring=ScoringConfig("nll", sigma=0.7, top=0.01, level=0.8, shift=0.25),
 )
 
 
