@@ -97,7 +97,7 @@ def test_the_position_code_is_resampled_to_the_image_size(tmp_path: Path) -> Non
     ],
 )
 def test_views_are_shifted_by_a_share_of_a_cell(spec: BackboneSpec, size: int, share: float, pixels: int) -> None:
-    assert build_backbone(spec, size).shift(share) == pixels
+    assert build_backbone(spec, size).views(share) == ([(-pixels, -pixels), (pixels, pixels)] if pixels else [(0, 0)])
 
 
 def test_the_paper_backbone_is_cut_behind_block_40() -> None:

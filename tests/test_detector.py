@@ -165,7 +165,7 @@ def test_shifted_views_of_a_flat_image_agree_with_the_plain_one(detector: Detect
     flat = np.full((64, 64, 3), 90, np.uint8)
     plain = look(detector.branches, RECIPE, [flat], CPU)[:, 0]
     shifting = replace(RECIPE, scoring=replace(RECIPE.scoring, shift=0.4))
-    by = detector.backbone.shift(0.4)
+    by = detector.backbone.views(0.4)[1][0]
     shifted = look(make_detector(shifting).branches, shifting, [flat], CPU)
     # Every view of a flat image is the same image; only the maps move, and 16 pixels inside they see no edge.
     rows = (torch.arange(64)[:, None] + torch.tensor([-by, by])).clamp(0, 63)

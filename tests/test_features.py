@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flawflow.backbones import BackboneSpec, build_backbone
 from flawflow.errors import ImageError
-from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract, grid_coverage, shifted, views
+from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract, grid_coverage, shifted
 from flawflow.images import read_image, resize_image
 from flawflow.store import FeatureStore
 from flawflow.synthesis import CutPasteSettings, SynthesisSettings, draw_synthetic
@@ -156,14 +156,14 @@ def test_each_version_is_another_draw_and_good_images_without_sharpening_have_on
 def test_versions_take_turns_through_the_views_of_the_inspection(paths: list[Path], tmp_path: Path) -> None:
     plain, names = build(make_job(paths), tmp_path / "a", versions=3)
     job = replace(make_job(paths), shift=0.3)
-    shift = job.backbone.shift(0.3)
-    assert shift > 0
+    views = job.backbone.views(0.3)
+    assert len(views) == 2
     seen, shifted_names = build(job, tmp_path / "b", versions=3)
     assert not set(names) & set(shifted_names)
     assert len(seen.normal) == 2 and len(seen.synthetic) == 3
     one, _ = build(job, tmp_path / "b", versions=1)
     assert len(one.normal) == 2 and len(one.synthetic) == 1  # good images are learned as they will be inspected
-    for version, (dy, dx) in enumerate(views(shift)):
+    for version, (dy, dx) in enumerate(views):
         image = shifted(torch.tensor(job.source(1))[None], dy, dx)[0].numpy()
         alone = extract(job.backbone, [image], job.device)[0]
         # Some processors round a batch of one otherwise: two steps of half precision are no other view.
@@ -174,7 +174,7 @@ def test_versions_take_turns_through_the_views_of_the_inspection(paths: list[Pat
     assert any(draws)
     for index, drawn in enumerate(draws):
         if drawn is not None:
-            moved = shifted(torch.tensor(drawn.mask)[None], *views(shift)[0])[0].numpy()
+            moved = shifted(torch.tensor(drawn.mask)[None], *views[0])[0].numpy()
             assert np.array_equal(seen.coverage[2][index], grid_coverage(moved, job.backbone.grid))
             assert np.array_equal(plain.coverage[2][index], grid_coverage(drawn.mask, job.backbone.grid))
 

@@ -133,7 +133,7 @@ def test_test_images_that_choose_are_seen_through_the_view_that_judges(
         return extract(backbone, images, device)
 
     monkeypatch.setattr(fitting, "extract", watched)
-    by = small_fit(product, RECIPE.change({"scoring.shift": "0.4"}), select_on_test=True).backbone.shift(0.4)
+    by = small_fit(product, RECIPE.change({"scoring.shift": "0.4"}), select_on_test=True).backbone.views(0.4)[1][0]
     assert by > 0
     samples = open_folder(product, 0).test
     assert len(seen) == len(samples)

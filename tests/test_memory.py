@@ -65,6 +65,30 @@ def test_the_lowered_nll_is_the_least_over_all_centres_in_reach(reach: int) -> N
         assert float(lowered[b, y, x]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("reach", "images"), [(0, 1), (2, 1), (2, 4), (11, 2)])
+def test_a_large_map_is_compared_as_by_a_plain_search(reach: int, images: int) -> None:
+    generator = torch.Generator().manual_seed(reach)
+    height, width = 47, 33
+    places = torch.stack([torch.randint(0, side, (900,), generator=generator) for side in (height, width)], dim=1)
+    kept = (places[:, 1] < 8) | (places[:, 1] > 25) | (places[:, 0] > 31)  # a hole of whole tiles
+    places = places[kept]
+    memory = Memory(C, reach)
+    found = 2 * torch.randn(len(places), C, generator=generator)
+    memory.fit(found, places, torch.arange(len(places)) % 9, 2.0)
+    z = 2 * torch.randn(images, C, height, width, generator=generator)
+    log_det = torch.randn(images, height, width, generator=generator)
+    nll = location_scores(z, log_det, "nll")
+    image, row, column = torch.ones_like(nll).nonzero(as_tuple=True)
+    cells = z[image, :, row, column]
+    centres = memory.latents.float()
+    squares = ((cells[:, None] - centres[None]) / memory.width).square().sum(dim=2)
+    away = (torch.stack([row, column], dim=1)[:, None] - memory.places.long()[None]).abs().amax(dim=2) > reach
+    nats = (0.5 * squares + memory.width.log().sum()).masked_fill(away, torch.inf).amin(dim=1) - log_det.flatten()
+    expected = torch.where(nll > memory.threshold, torch.minimum(nll, nats.view_as(nll)), nll)
+    assert (expected < nll).any()
+    torch.testing.assert_close(memory(z, log_det, nll), expected, atol=1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("trust", [0.25, 1.0])
 def test_what_is_trusted_less_lowers_by_that_share(trust: float) -> None:
     memory = remembered()
@@ -122,7 +146,7 @@ def test_the_width_is_that_of_a_plain_search(
     monkeypatch.setattr("flawflow.flow.memory._SAMPLE", sample)
     monkeypatch.setattr("flawflow.flow.memory._CHUNK", chunk)
     generator = torch.Generator().manual_seed(reach)
-    places = torch.randint(0, 12, (700, 2), generator=generator)
+    places = torch.randint(0, 24, (700, 2), generator=generator) // torch.tensor([2, 1])
     places = places[places[:, 0] != 4]  # a row of which nothing is remembered
     marks = 3 * torch.randn(5, C, generator=generator)[torch.randint(0, 5, (len(places),), generator=generator)]
     latents = marks + torch.randn(marks.shape, generator=generator) * torch.linspace(0.4, 1.5, C)

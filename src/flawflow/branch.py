@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flawflow.backbones import Backbone
-from flawflow.features import shifted, views
+from flawflow.features import shifted
 from flawflow.flow import Flow
 from flawflow.recipe import Recipe
 from flawflow.replay import Replayed
@@ -91,14 +91,20 @@ def look(
     batch = torch.from_numpy(np.stack(images)).to(device)
     looks: tuple[list[Tensor], list[Tensor]] = [], []
     for branch in branches:
-        for view, (dy, dx) in enumerate(views(branch.backbone.shift(recipe.scoring.shift))):
-            found = branch(shifted(batch, dy, dx), view)
-            if latents is not None:
-                latents.append(found[0][0].float().cpu())
-            for flow, (z, log_det), kept in zip(branch.flows, found, looks, strict=False):
-                maps = location_scores(z, log_det, recipe.scoring.score)
-                if flow.memory is not None:
-                    maps = flow.memory(z, log_det, maps)
-                maps = smooth(maps, recipe.scoring.sigma)
-                kept.append(enlarge(maps.float(), recipe.size, -dy, -dx))
+        shifts = branch.backbone.views(recipe.scoring.shift)
+        seen = []
+        for view, (dy, dx) in enumerate(shifts):
+            seen.append([(z.clone(), log_det.clone()) for z, log_det in branch(shifted(batch, dy, dx), view)])
+        if latents is not None:
+            latents += [found[0][0].float().cpu() for found in seen]
+        for flow, of_views, kept in zip(branch.flows, zip(*seen, strict=True), looks, strict=False):
+            z, log_det = (torch.cat(each) for each in zip(*of_views, strict=True))
+            maps = location_scores(z, log_det, recipe.scoring.score)
+            if flow.memory is not None:
+                maps = flow.memory(z, log_det, maps)  # of all views: what is remembered is read once
+            maps = smooth(maps, recipe.scoring.sigma).float()
+            kept += [
+                enlarge(one, recipe.size, -dy, -dx)
+                for one, (dy, dx) in zip(maps.chunk(len(shifts)), shifts, strict=True)
+            ]
     return torch.stack([*looks[0], *looks[1]], dim=1).cpu()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from flawflow.backbones import Backbone
 from flawflow.errors import DatasetError
-from flawflow.features import extract, shifted, views
+from flawflow.features import extract, shifted
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.levels import highest_level
@@ -125,7 +125,7 @@ def image_map(flow: Flow, image: Path, recipe: Recipe, backbone: Backbone, devic
     """`local_maps` (h, w) of an image file that no flow has seen. Raises ImageError where it cannot be read."""
     pixels = torch.from_numpy(resize_image(read_image(image), recipe.size))[None]
     seen = []
-    for view, by in enumerate(views(backbone.shift(recipe.scoring.shift))):
+    for view, by in enumerate(backbone.views(recipe.scoring.shift)):
         features = extract(backbone, [shifted(pixels, *by)[0].numpy()], device)
         seen.append(local_maps(flow, features, recipe.scoring.sigma, device, view)[0])
     return np.asarray(np.mean(seen, axis=0))

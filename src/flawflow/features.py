@@ -32,15 +32,6 @@ _STORE_FORMAT = 3
 _MARK = 16  # 64 bits: no two of a million files would be taken for one another
 
 
-def views(shift: int) -> list[tuple[int, int]]:
-    """(dy, dx) of the views that an image is looked at through: as it is, or two along the diagonal.
-
-    Args:
-        shift: pixels, see `Backbone.shift`.
-    """
-    return [(-shift, -shift), (shift, shift)] if shift else [(0, 0)]
-
-
 def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
     """Pixel (y, x) of the result is pixel (y + dy, x + dx) of the images (B, H, W, …), which are mirrored beyond.
 
@@ -155,14 +146,14 @@ class FeatureJob:
             "size": self.source.size,
             "backbone": asdict(self.backbone.spec),
             "weights": self.backbone.weights_hash,
-            "shift": self.backbone.shift(self.shift),
+            "shift": self.backbone.views(self.shift)[-1][0],
         } | self.source.about()
         drawn = base | {"synthesis": asdict(self.synthesis), "seed": self.seed}
         plan = []
         if self.synthesis.sharpness > 0:
             plan += [(make_key(drawn | {"kind": "normal", "version": v}), "normal", v) for v in range(versions)]
         else:
-            different = range(len(views(self.backbone.shift(self.shift))))  # all that inspection will look through
+            different = range(len(self.backbone.views(self.shift)))  # all that inspection will look through
             plan += [(make_key(base | {"kind": "plain", "version": v}), "normal", v) for v in different]
         if with_synthetic:
             plan += [(make_key(drawn | {"kind": "synthetic", "version": v}), "synthetic", v) for v in range(versions)]
@@ -178,7 +169,7 @@ class FeatureJob:
     def _draw(self, index: int, kind: str, version: int) -> tuple[Image, NDArray[np.uint8]]:
         """The image whose features are wanted, and the coverage of its defect."""
         image, mask = self._pair(index, kind, version)
-        choices = views(self.backbone.shift(self.shift))
+        choices = self.backbone.views(self.shift)
         dy, dx = choices[version % len(choices)]
         image = shifted(torch.tensor(image)[None], dy, dx)[0].numpy()
         if mask is None:

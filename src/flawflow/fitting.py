@@ -29,7 +29,6 @@ from flawflow.features import (
     extract,
     known_again,
     shifted,
-    views,
 )
 from flawflow.files import first_copies
 from flawflow.flow import Flow
@@ -352,7 +351,7 @@ def _validation(
             f"--select-on-test needs test images with defects, and '{category.name}' has none: leave the option out"
         )
     source = ImageSource([s.path for s in category.test], recipe.size, keep=8)
-    first = views(backbone.shift(recipe.scoring.shift))[0]  # as held-out images, test images are seen through one view
+    first = backbone.views(recipe.scoring.shift)[0]  # as held-out images, test images are seen through one view
 
     def seen(array: Image | Mask) -> NDArray[Any]:
         return shifted(torch.from_numpy(array)[None], *first)[0].numpy()

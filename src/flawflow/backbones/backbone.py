@@ -72,8 +72,9 @@ class Backbone(nn.Module):
         # what was resampled to this input size is kept as it came, so that the hash holds at any size
         self._originals = {name: tensor for name, tensor in weights.items() if held[name].shape != tensor.shape}
         self._rounded: list[nn.Module] = []  # in a list, so that it is no part of what is saved
-        self.register_buffer("mean", torch.tensor(norm[0]).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("scale", 1 / (torch.tensor(norm[1]).view(1, 3, 1, 1) * 255), persistent=False)
+        # For a row of pixels: channel by channel, broadcasting takes three times as long.
+        self.register_buffer("mean", (torch.tensor(norm[0]) * 255).repeat(size), persistent=False)
+        self.register_buffer("scale", (1 / (torch.tensor(norm[1]) * 255)).repeat(size), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -81,9 +82,14 @@ class Backbone(nn.Module):
         """Stays in evaluation mode, whatever is asked."""
         return super().train(False)
 
-    def shift(self, share: float) -> int:
-        """This share of a cell of the grid in pixels of the image, at least one where it is not zero."""
-        return max(1, round(share * self.size / self.grid[0])) if share else 0
+    def views(self, share: float) -> list[tuple[int, int]]:
+        """(dy, dx), pixels, of the views that an image is looked at through: as it is, or two along the diagonal.
+
+        Args:
+            share: of a cell of the grid, at least a pixel where it is not zero; 0 = one view.
+        """
+        shift = max(1, round(share * self.size / self.grid[0])) if share else 0
+        return [(-shift, -shift), (shift, shift)] if shift else [(0, 0)]
 
     def weights(self) -> dict[str, Tensor]:
         """The float32 tensors in use, on the CPU, as they came: what `weights_hash` is the hash of.
@@ -127,7 +133,8 @@ class Backbone(nn.Module):
         if images.dtype != torch.uint8 or images.shape[1:] != (self.size, self.size, 3):
             side = self.size
             raise OptionError(f"images of {images.dtype} {tuple(images.shape)}: expected uint8 (B, {side}, {side}, 3)")
-        pixels = (images.permute(0, 3, 1, 2).float() - self.mean) * self.scale
+        rows = images.reshape(-1, self.size, 3 * self.size).float().sub_(self.mean).mul_(self.scale)
+        pixels = rows.view(images.shape).permute(0, 3, 1, 2)
         if self.smaller is not None:
             pixels = self.smaller(pixels)
         if self.spec.precision == "float32":

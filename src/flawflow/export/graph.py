@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from flawflow.branch import Branch
 from flawflow.detector import Detector
-from flawflow.features import shifted, views
+from flawflow.features import shifted
 from flawflow.flow import Flow, Memory
 from flawflow.scoring import enlarge, location_scores, smooth
 
@@ -34,8 +34,9 @@ class DenseMemory(nn.Module):
         self.register_buffer("narrow", (1 / memory.width)[:, None, None])
         self.constant = float(memory.width.log().sum())
         # ‖u − v‖² = ‖u‖² + (‖v‖² − 2 u·v) with u = z / σ and v = c / σ; the bracket is one affine map of the cells u.
-        self.register_buffer("factors", -2 * memory.centres.T)
-        self.register_buffer("norms", memory.centres.square().sum(dim=1))
+        centres = memory.latents.float() / memory.width
+        self.register_buffer("factors", -2 * centres.T)
+        self.register_buffer("norms", centres.square().sum(dim=1))
         rows = memory.places[:, 0]
         borders = torch.searchsorted(rows.contiguous(), torch.arange(self.height + 1, dtype=rows.dtype)).tolist()
         self.spans = list(pairwise(borders))  # first and last + 1 of what each row remembers; it is ordered by row
@@ -102,14 +103,14 @@ class DetectorGraph(nn.Module):
         self.recipe = detector.recipe
         limits = detector.calibration.level_limits
         self.shown = self.recipe.shown
-        self.shifts = [branch.backbone.shift(self.recipe.scoring.shift) for branch in detector.branches]
+        self.views = [branch.backbone.views(self.recipe.scoring.shift) for branch in detector.branches]
         self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
         self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scoring, maps, scores = self.recipe.scoring, [], []
-        for branch, limit, shown, shift in zip(self.branches, self.limits, self.shown, self.shifts, strict=True):
-            for view, (dy, dx) in enumerate(views(shift)):
+        for branch, limit, shown, views in zip(self.branches, self.limits, self.shown, self.views, strict=True):
+            for view, (dy, dx) in enumerate(views):
                 seen = branch(shifted(pixels, dy, dx), scoring.score, view)
                 large = [self._enlarged(one, dy, dx) for one in seen]
                 maps += large[-1:] * shown  # a flow that draws comes after the one that scores

@@ -11,6 +11,10 @@ from torch.nn import functional as F
 _CHUNK = 2048
 # They are compared by so many: the rest of such a product rounds differently with another number of threads.
 _STEP = 8
+# … and tile by tile, squares of so many rows and columns: a product with all that is remembered near a tile is large
+# enough to be fast, and little of it lies out of reach. What does is this far away.
+_TILE = 10
+_FAR = 1e30
 # The width of the centres: rounds of its estimate, cells that it is learned from at most, how many pairs the mean of
 # all channels counts for in each of them, and the least variance, below which copies of an image would pull it to zero.
 _ROUNDS = 4
@@ -48,7 +52,7 @@ class Memory(nn.Module):
     width: Tensor
     threshold: Tensor
     centres: Tensor
-    norms: Tensor
+    which: Tensor
 
     def __init__(self, channels: int, reach: int, trust: float = 1.0) -> None:
         super().__init__()
@@ -57,9 +61,10 @@ class Memory(nn.Module):
         self.register_buffer("places", torch.zeros(0, 2, dtype=torch.int16))
         self.register_buffer("width", torch.ones(channels))
         self.register_buffer("threshold", torch.zeros(()))
-        # What each comparison needs of the latents, in the precision that it computes in.
-        self.register_buffer("centres", torch.zeros(0, channels), persistent=False)
-        self.register_buffer("norms", torch.zeros(0), persistent=False)
+        # What comparisons need, see `_prepare`.
+        self.register_buffer("centres", torch.zeros(0, 0), persistent=False)
+        self.register_buffer("which", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self._spans: dict[int, tuple[int, int]] = {}
 
     def fit(self, latents: Tensor, places: Tensor, owners: Tensor, threshold: float) -> None:
         """Remember latents (K, C) at places (K, 2), which are the cells whose NLL is above ``threshold`` nats.
@@ -80,12 +85,12 @@ class Memory(nn.Module):
         image, row, column = (nll > self.threshold).nonzero(as_tuple=True)
         if not len(row) or not len(self.places):
             return lowered
-        row, order = row.sort(stable=True)
-        image, column = image[order], column[order]
+        tile, order = _tile(row, column).sort(stable=True)
+        image, row, column = image[order], row[order], column[order]
         cells = z.permute(0, 2, 3, 1)[image, row, column].float() / self.width
-        least = torch.full((len(cells) + _STEP,), torch.inf, device=nll.device)
-        for part, _, beyond in self._compared(cells, row, column):
-            # What a last step computes too much is overwritten by the next row, or cut off.
+        least = torch.full((len(cells) + _STEP,), _FAR, device=nll.device)
+        for part, _, beyond in self._compared(cells, tile, row, column):
+            # What a last step computes too much is overwritten by the next tile, or cut off.
             torch.amin(beyond, dim=1, out=least[part])
         least = self._nats(least[: len(cells)], cells) - log_det[image, row, column]
         known = nll[image, row, column]
@@ -97,35 +102,38 @@ class Memory(nn.Module):
         """½ ‖u − v‖² + Σ log σ, from ‖u − v‖² − ‖u‖² (N,) and u (N, C), where u = z / σ and v = c / σ."""
         return 0.5 * (least + cells.square().sum(dim=1)).clamp_min_(0) + self.width.log().sum()
 
-    def _compared(self, cells: Tensor, row: Tensor, column: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """‖u − v‖² − ‖u‖² of some cells u and all v that are remembered of the rows within reach; ∞ out of reach.
+    def _compared(
+        self, cells: Tensor, tile: Tensor, row: Tensor, column: Tensor
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """‖u − v‖² − ‖u‖² of some cells u and all v that are remembered near their tile; `_FAR` out of reach.
+
+        One product with −2v, to which ‖v‖² and the distance out of reach come as the products with the cell's row and
+        column, one-hot: masks would take longer than the product does.
 
         Args:
             cells: u = z / σ, (N, C).
-            row, column: (N,), where they lie; ordered by row.
+            tile: (N,), ascending, see `_tile`.
+            row, column: (N,), where they lie.
 
         Yields:
-            Which cells, which remembered ones, and (cells, remembered ones); (cells, 1) where none is within reach. The
-            last cells of a row may come with a few of the next, or with zeros beyond the last one: all come again, or
-            are to be ignored.
+            Which cells, which of the `centres`, and (cells, centres); (cells, 1) where none is near. The last cells of
+            a tile may come with a few of the next, or with zeros beyond the last one: all come again, or are to be
+            ignored.
         """
-        cells = F.pad(cells, (0, 0, 0, _STEP))
-        column = F.pad(column.to(self.places.dtype), (0, _STEP))
-        # Row by row, against what is remembered of the rows within reach: where each begins and ends.
-        rows, columns = self.places[:, 0].contiguous(), self.places[:, 1]
-        grid = torch.arange(int(row[-1]) + 1, dtype=rows.dtype, device=rows.device)
-        first, last = torch.searchsorted(rows, torch.stack([grid - self.reach, grid + self.reach + 1])).tolist()
-        ends = torch.searchsorted(row, grid.to(row.dtype), right=True).tolist()
-        for begin, end, low, high in zip([0, *ends], ends, first, last, strict=False):
-            if begin < end and low == high:
-                yield slice(begin, end), slice(low, high), cells.new_full((end - begin, 1), torch.inf)
+        period = _TILE + 2 * self.reach
+        places = [F.one_hot(row % period, period), F.one_hot(column % _TILE, _TILE)]
+        cells = F.pad(torch.cat([cells, *places], dim=1), (0, 0, 0, _STEP))
+        numbers, counts = torch.unique(tile, return_counts=True)
+        end = 0
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            begin, end = end, end + count
+            low, high = self._spans.get(number, (0, 0))
+            if low == high:
+                yield slice(begin, end), slice(low, high), cells.new_full((count, 1), _FAR)
                 continue
             for start in range(begin, end, _CHUNK):
                 part = slice(start, start + min(_CHUNK, -(-(end - start) // _STEP) * _STEP))
-                away = (column[part, None] - columns[None, low:high]).abs_() > self.reach
-                # Without ‖u‖², which is the same for all.
-                beyond = torch.addmm(self.norms[None, low:high], cells[part], self.centres[low:high].T, alpha=-2)
-                yield part, slice(low, high), beyond.masked_fill_(away, torch.inf)
+                yield part, slice(low, high), cells[part] @ self.centres[:, low:high]
 
     def _widen(self, owners: Tensor) -> None:
         """Set the width; ``owners`` (K,) of what is remembered.
@@ -137,16 +145,18 @@ class Memory(nn.Module):
         if not len(owners):
             return
         some = slice(None, None, -(-len(owners) // _SAMPLE))
-        latents, (row, column) = self.latents.float(), self.places[some].long().T.contiguous()
-        sample, own = latents[some], F.pad(owners[some], (0, _STEP), value=-1)
+        latents, (row, column) = self.latents.float(), self.places[some].long().T
+        tile, order = _tile(row, column).sort(stable=True)
+        row, column = row[order], column[order]
+        sample, own = latents[some][order], F.pad(owners[some][order], (0, _STEP), value=-1)
         for _ in range(_ROUNDS):
             cells = sample / self.width
-            least = torch.full((len(cells) + _STEP,), torch.inf, device=latents.device)
+            least = torch.full((len(cells) + _STEP,), _FAR, device=latents.device)
             nearest = torch.zeros_like(least, dtype=torch.int64)
-            for part, known, beyond in self._compared(cells, row, column):
-                beyond.masked_fill_(own[part, None] == owners[None, known], torch.inf)
+            for part, known, beyond in self._compared(cells, tile, row, column):
+                beyond.masked_fill_(own[part, None] == owners[self.which[known]], _FAR)
                 least[part], found = beyond.min(dim=1)
-                nearest[part] = found + known.start
+                nearest[part] = self.which[known][found]
             explained = self._nats(least[: len(cells)], cells) < 0.5 * sample.square().sum(dim=1)
             if not explained.any():
                 return
@@ -166,5 +176,39 @@ class Memory(nn.Module):
         self._prepare()
 
     def _prepare(self) -> None:
-        self.centres = self.latents.float() / self.width
-        self.norms = self.centres.square().sum(dim=1)
+        """What cells are compared with, as columns: for each band of tiles all that is within its reach, by rows.
+
+        `which` are the numbers of these, `centres` (C + …, their number) −2v with what one-hot rows and columns are
+        multiplied by; within the span of a tile, rows that are a period apart can't be mistaken.
+        """
+        rows, columns = self.places.long().unbind(1)
+        away = torch.arange(-self.reach, self.reach + 1, device=rows.device)
+        period = _TILE + 2 * self.reach
+        bands, offsets, begin = [], [], 0
+        self._spans = {}
+        for left in _tiles(columns, self.reach):
+            band = ((columns >= left - self.reach) & (columns < left + _TILE + self.reach)).nonzero()[:, 0]
+            bands.append(band)
+            offsets.append((columns[band, None] - left - torch.arange(_TILE, device=rows.device)).abs() > self.reach)
+            for top in _tiles(rows, self.reach):
+                ends = torch.tensor([top - self.reach, top + _TILE + self.reach], device=rows.device)
+                low, high = torch.searchsorted(rows[band], ends).tolist()
+                self._spans[int(_tile(torch.tensor(top), torch.tensor(left)))] = begin + low, begin + high
+            begin += len(band)
+        self.which = torch.cat(bands) if bands else rows
+        v = self.latents[self.which].float() / self.width
+        far_rows = torch.full((len(v), period), _FAR, device=rows.device)
+        far_rows.scatter_(1, (rows[self.which, None] + away) % period, 0.0)
+        far_columns = torch.cat(offsets) * _FAR if offsets else v.new_zeros(0, _TILE)
+        norms = v.square().sum(dim=1, keepdim=True)
+        self.centres = torch.cat([-2 * v, far_rows, norms + far_columns], dim=1).T.contiguous()
+
+
+def _tile(row: Tensor, column: Tensor) -> Tensor:
+    """The number of the tile that a place lies in; those of a band of columns follow one another."""
+    return (column // _TILE << 32) + row // _TILE
+
+
+def _tiles(lines: Tensor, reach: int) -> range:
+    """Where tiles begin along one axis, those of all places that something at these ``lines`` is within reach of."""
+    return range(0, int(lines.max()) + reach + 1, _TILE) if len(lines) else range(0)
