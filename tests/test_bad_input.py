@@ -91,6 +91,7 @@ def test_store_limits_that_are_no_size(limit: str, stone: Path, tmp_path: Path, 
         (["--shots", "-3"], "-3"),
         (["--seed", "-1"], "seed"),
         (["--versions", "0"], "versions"),
+        (["--versions", "1000000000"], "expected 1 to 1000"),
         (["--set", "size=1e400"], "size"),
         (["--set", "flow.blocks=0"], "blocks"),
         (["--set", "flow.hidden=0"], "hidden"),
@@ -106,6 +107,40 @@ def test_store_limits_that_are_no_size(limit: str, stone: Path, tmp_path: Path, 
 def test_numbers_out_of_range(arguments: list[str], hint: str, stone: Path, tmp_path: Path, capsys: Captured) -> None:
     assert hint in refused(capsys, "fit", stone, "-o", tmp_path / "x.flaw", *SMALLEST, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_folder_in_place_of_a_file(name: str, stone: Path, tmp_path: Path, capsys: Captured) -> None:
+    assert "it is a folder" in refused(capsys, "fit", stone, "-o", name, *SMALLEST)
+    assert "is a folder: name a file" in refused(capsys, "export", name)
+    assert "is a folder: name a file" in refused(capsys, "watch", name, tmp_path, "--once")
+    assert "cannot be read" in refused(capsys, "evaluate", name, stone)
+
+
+def test_categories_that_name_none(stone: Path, capsys: Captured) -> None:
+    given = ["benchmark", "--dataset", "mvtec_ad", "--root", stone.parent, *SMALLEST]
+    assert "names none" in refused(capsys, *given, "--categories", " , ")
+
+
+@pytest.mark.parametrize("kind", ["test", "ground_truth"])
+def test_a_test_image_or_outline_that_is_cut_is_told_before_the_fit(
+    kind: str, stone: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(stone, root / "stone")
+    cut = next(path for path in sorted((root / "stone" / kind).rglob("*.png")) if "good" not in path.parts)
+    cut.write_bytes(cut.read_bytes()[:60])
+    monkeypatch.setattr("flawflow.benchmark.fit_best", lambda *_, **__: pytest.fail("fitted before the fault was told"))
+    assert cut.name in refused(capsys, "benchmark", "--dataset", "mvtec_ad", "--root", root, *SMALLEST)
+
+
+def test_a_check_puts_its_page_beside_the_images(stone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(stone / "train/good", folder)
+    before = set(folder.iterdir())
+    monkeypatch.chdir(folder)
+    assert main(["check", ".", "--quick"]) in (0, 1)
+    assert set(folder.iterdir()) == before and (tmp_path / "images-check/index.html").is_file()
 
 
 @pytest.mark.parametrize("command", [["fit"], ["paint"], [], ["fit", "x", "-o", "y", "--shots", "many"]])

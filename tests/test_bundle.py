@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from flawflow.artefact import artefact_bytes
 from flawflow.backbones import BackboneSpec, PackedBackbone, build_backbone, timm_models, unpack_backbone
 from flawflow.backbones.graph import GraphLevels, record_graph
 from flawflow.detector import Detector
@@ -141,7 +142,7 @@ def test_a_bundle_of_two_networks_carries_both(shared: Path, tmp_path: Path) -> 
     tensors[name] = tensors[name] + 1  # as of another version of the package
     other = unpack_backbone(recipe.backbones[1], 64, _second(tensors))
     about[1]["sha256"] = other.weights_hash
-    save_file(tensors, path, header_of(path) | {"backbones": json.dumps(about)})
+    path.write_bytes(artefact_bytes(tensors, header_of(path) | {"backbones": json.dumps(about)}))
     assert Detector.load(path, weights, "cpu").branches[1].backbone.weights_hash == other.weights_hash
 
 
@@ -195,9 +196,8 @@ def test_a_damaged_or_foreign_graph_is_refused(graph: str) -> None:
 def test_a_bundle_with_parts_missing_is_refused(bundle: tuple[Path, Detector], tmp_path: Path) -> None:
     tensors = load_file(bundle[0])
     gone = next(name for name in tensors if name.startswith("backbone:weights.blocks.0"))
-    save_file(
-        {name: one for name, one in tensors.items() if name != gone}, tmp_path / "part.flaw", header_of(bundle[0])
-    )
+    kept = {name: one for name, one in tensors.items() if name != gone}
+    (tmp_path / "part.flaw").write_bytes(artefact_bytes(kept, header_of(bundle[0])))
     with pytest.raises(WeightsError, match=r"blocks\.0"):
         Detector.load(tmp_path / "part.flaw")
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from flawflow import __version__
+from flawflow.artefact import artefact_bytes
 from flawflow.backbones import BackboneSpec, build_backbone
 from flawflow.branch import Branch, look
 from flawflow.calibration import Budget, decide
@@ -79,7 +80,7 @@ def header_of(path: Path) -> dict[str, Any]:
 def rewrite(source: Path, target: Path, **changes: Any) -> Path:
     """The same tensors under a changed header; None removes an entry."""
     header = {k: v for k, v in (header_of(source) | changes).items() if v is not None}
-    save_file(load_file(source), target, header)
+    target.write_bytes(artefact_bytes(load_file(source), header))
     return target
 
 
@@ -106,7 +107,7 @@ def test_saving_again_gives_the_same_bytes(file: Path, tmp_path: Path) -> None:
 
 def test_the_file_is_one_safetensors_with_json_in_its_header(file: Path) -> None:
     header = header_of(file)
-    assert header["format"] == "flawflow detector" and header["version"] == "8"
+    assert header["format"] == "flawflow detector" and header["version"] == "9"
     assert Recipe.from_dict(json.loads(header["recipe"])) == RECIPE
     assert json.loads(header["calibration"])["image_scores"] == [0.25, 1 / 3, 1e6]
     assert json.loads(header["provenance"]) == PROVENANCE
@@ -233,6 +234,10 @@ def test_one_flow_scores_and_another_one_draws(bundle: bool, tmp_path: Path) -> 
     latents: list[torch.Tensor] = []
     assert look(both.branches, DRAWING, [image], CPU, latents).shape == (1, 4, 64, 64)
     assert len(latents) == DRAWING.looks == 2  # drift is told from what scores
+    scoring: list[torch.Tensor] = []
+    look((Branch(branch.backbone, branch.flow),), DRAWING.change({"blur": "0"}), [image], CPU, scoring)
+    assert all(torch.equal(one, other) for one, other in zip(latents, scoring, strict=True))
+    assert not torch.equal(latents[0], latents[1])  # one a view
     assert np.array_equal(follow(both, image)[0].anomaly_map, found.anomaly_map)
     both.save(tmp_path / "part.flaw")
     after = Detector.load(tmp_path / "part.flaw", device="cpu")
@@ -344,6 +349,35 @@ def test_a_truncated_file_is_an_error_at_every_length(file: Path, tmp_path: Path
         Detector.load(tmp_path / "cut.flaw")
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_file_with_another_bit_is_an_error(data: st.DataObject, file: Path, tmp_path: Path) -> None:
+    whole = bytearray(file.read_bytes())
+    begin = data.draw(st.sampled_from([0, 8, len(whole) // 2]))
+    place = data.draw(st.integers(begin, len(whole) - 1))
+    whole[place] ^= 1 << data.draw(st.integers(0, 7))
+    (tmp_path / "bit.flaw").write_bytes(whole)
+    with pytest.raises(DetectorFileError, match=r"bit\.flaw"):
+        Detector.load(tmp_path / "bit.flaw")
+
+
+def test_a_memory_that_does_not_fit_its_places_is_an_error(tmp_path: Path) -> None:
+    recipe = RECIPE.change({"flow.memory": "0.1", "scoring.score": "nll"})
+    make_detector(recipe).save(tmp_path / "part.flaw")
+    tensors, header = load_file(tmp_path / "part.flaw"), header_of(tmp_path / "part.flaw")
+    name, places = (next(key for key in tensors if key.endswith(f"memory.{what}")) for what in ("latents", "places"))
+    channels = tensors[name].shape[1]
+    for changed in (
+        {name: torch.zeros(3, channels, dtype=torch.float16)},
+        {name: torch.zeros(0, channels + 2, dtype=torch.float16)},
+        {name: torch.zeros(1, channels, dtype=torch.float16), places: torch.full((1, 2), 9000, dtype=torch.int16)},
+        {name: torch.zeros(1, channels, dtype=torch.float16), places: torch.full((1, 2), -1, dtype=torch.int16)},
+    ):
+        (tmp_path / "other.flaw").write_bytes(artefact_bytes(tensors | changed, header))
+        with pytest.raises(DetectorFileError, match=r"other\.flaw"):
+            Detector.load(tmp_path / "other.flaw")
+
+
 def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.flaw"
     save_file({"weight": torch.zeros(3)}, other)
@@ -362,8 +396,8 @@ def test_foreign_files_are_errors(file: Path, tmp_path: Path) -> None:
 
 
 def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
-    for version in ("1", "6", "7", "9", "", None):
-        with pytest.raises(DetectorFileError, match=r"of version .*reads version 8"):
+    for version in ("1", "7", "8", "10", "", None):
+        with pytest.raises(DetectorFileError, match=r"of version .*reads version 9"):
             Detector.load(rewrite(file, tmp_path / "v.flaw", version=version))
 
 

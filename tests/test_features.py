@@ -70,6 +70,17 @@ def test_features_are_those_of_the_images(paths: list[Path], tmp_path: Path) -> 
         assert np.array_equal(features.coverage[0][index], grid_coverage(drawn.mask, backbone.grid))
 
 
+def test_a_store_that_cannot_keep_a_fit_says_so(paths: list[Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    needed = build(make_job(paths), tmp_path / "a")[0]
+    most = needed.synthetic[0].nbytes + needed.coverage[0].nbytes
+    make_job(paths).build(FeatureStore(tmp_path / "b", most), 1, True, told.append)
+    assert "more than --store-limit keeps" in told[1] and "again" in told[1]
+    told.clear()
+    make_job(paths).build(FeatureStore(tmp_path / "c", 2 * most), 1, True, told.append)
+    assert len(told) == 1
+
+
 def test_a_second_run_computes_nothing(paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, names = build(make_job(paths), tmp_path / "store", versions=2)
     monkeypatch.setattr("flawflow.features.extract", lambda *_: pytest.fail("computed again"))
@@ -255,6 +266,6 @@ def test_the_estimate_is_told_before_the_work(paths: list[Path], tmp_path: Path)
     said: list[str] = []
     store = FeatureStore(tmp_path / "store", 10**9)
     make_job(paths).build(store, 2, True, said.append)
-    assert len(said) == 1 and "3 × 5 maps" in said[0] and "GB" in said[0]
+    assert len(said) == 1 and "3 × 5 maps" in said[0] and "kB" in said[0]
     make_job(paths).build(store, 2, True, said.append)
     assert len(said) == 1  # nothing is missing any more

@@ -65,14 +65,15 @@ def test_the_lowered_nll_is_the_least_over_all_centres_in_reach(reach: int) -> N
         assert float(lowered[b, y, x]) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(("reach", "images"), [(0, 1), (2, 1), (2, 4), (11, 2)])
-def test_a_large_map_is_compared_as_by_a_plain_search(reach: int, images: int) -> None:
+@pytest.mark.parametrize(("reach", "images"), [(0, 1), (2, 1), (2, 4), (11, 2), (30, 1)])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_large_map_is_compared_as_by_a_plain_search(reach: int, images: int, known: bool) -> None:
     generator = torch.Generator().manual_seed(reach)
     height, width = 47, 33
     places = torch.stack([torch.randint(0, side, (900,), generator=generator) for side in (height, width)], dim=1)
     kept = (places[:, 1] < 8) | (places[:, 1] > 25) | (places[:, 0] > 31)  # a hole of whole tiles
     places = places[kept]
-    memory = Memory(C, reach)
+    memory = Memory(C, reach, grid=(height, width) if known else None)
     found = 2 * torch.randn(len(places), C, generator=generator)
     memory.fit(found, places, torch.arange(len(places)) % 9, 2.0)
     z = 2 * torch.randn(images, C, height, width, generator=generator)
@@ -87,6 +88,40 @@ def test_a_large_map_is_compared_as_by_a_plain_search(reach: int, images: int) -
     expected = torch.where(nll > memory.threshold, torch.minimum(nll, nats.view_as(nll)), nll)
     assert (expected < nll).any()
     torch.testing.assert_close(memory(z, log_det, nll), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [None, (12, 12)])
+@pytest.mark.parametrize(("reach", "cell", "near"), [(2, 11, True), (2, 10, True), (1, 11, False), (64, 0, True)])
+def test_tiles_see_beyond_their_edge(reach: int, cell: int, near: bool, grid: tuple[int, int] | None) -> None:
+    memory = Memory(C, reach, grid=grid)
+    mark = torch.full((1, C), 5.0)
+    memory.fit(mark, torch.tensor([[9, 9]]), torch.zeros(1, dtype=torch.int64), 0.0)
+    z = torch.zeros(1, C, 12, 12)
+    z[0, :, cell, cell] = 5.0
+    nll = location_scores(z, torch.zeros(1, 12, 12), "nll")
+    lowered = memory(z, torch.zeros(1, 12, 12), nll)
+    assert float(lowered[0, cell, cell]) == (0 if near else 0.5 * 25 * C)
+
+
+def test_what_an_image_gets_depends_on_no_other_and_on_no_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(1)
+    z = 2 * torch.randn(3, 96, 28, 28, generator=generator)
+    image, row, column = (torch.randint(0, most, (3000,), generator=generator) for most in (3, 28, 28))
+    marks = z[image, :, row, column] + 0.5 * torch.randn(3000, 96, generator=generator)
+    memory = Memory(96, 2)
+    memory.fit(marks, torch.stack([row, column], dim=1), image, 100.0)
+    log_det = torch.randn(3, 28, 28, generator=generator)
+    nll = location_scores(z, log_det, "nll")
+    threads = torch.get_num_threads()
+    together = memory(z, log_det, nll)
+    assert (together < nll).any()
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            alone = [memory(z[i : i + 1], log_det[i : i + 1], nll[i : i + 1]) for i in range(3)]
+            assert torch.equal(torch.cat(alone), together)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("trust", [0.25, 1.0])

@@ -81,6 +81,14 @@ def test_any_other_bytes_are_an_error(tmp_path_factory: pytest.TempPathFactory, 
         read_tensors(path)
 
 
+def test_a_picture_is_no_weights_file(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
+    with pytest.raises(WeightsError, match="not a weights file") as refused:
+        read_tensors(picture)
+    assert "weights_only" not in str(refused.value)  # torch's advice: to run what is in it
+
+
 @pytest.mark.parametrize("content", [[1, 2], {"lr": 0.1}, torch.ones(3), {}])
 def test_a_torch_file_without_named_tensors_is_an_error(content: object, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"

@@ -11,13 +11,12 @@ from flawflow.choosing import fit_best
 from flawflow.datasets import list_categories, open_category
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import DeviceName
-from flawflow.errors import DatasetError, FlawflowError, OptionError
-from flawflow.evaluation import evaluate, numbers, to_json
+from flawflow.errors import FlawflowError, OptionError
+from flawflow.evaluation import check_test_images, evaluate, numbers, to_json
 from flawflow.files import write_json
 from flawflow.fitting import StoreOptions
 from flawflow.pages import write_report
 from flawflow.recipe import Recipe
-from flawflow.types import Category
 
 GENERATED = "demo"
 
@@ -72,7 +71,8 @@ def run_benchmark(
         if say:
             say(f"{name}, seed {seed}")
         try:
-            category = _with_test(open_category(layout, root, name, seed))
+            category = open_category(layout, root, name, seed)
+            check_test_images(category)
             detector = fit_best(
                 category,
                 recipes,
@@ -87,7 +87,6 @@ def run_benchmark(
             evaluation = evaluate(detector, category)
             runs[name].append(numbers(detector, evaluation))
             results = to_json({n: _over_seeds(rows) for n, rows in runs.items() if rows})
-            results["mean"]["selected_on_test"] = select_on_test
             if json_path is not None:
                 write_json(json_path, results)
             if report is not None:
@@ -95,13 +94,6 @@ def run_benchmark(
         except FlawflowError as error:
             faults.append(f"{name}, seed {seed}: {error}")
     return results, faults
-
-
-def _with_test(category: Category) -> Category:
-    """The category, when there is something to measure on: told before the fit rather than after it."""
-    if not category.test:
-        raise DatasetError(f"'{category.name}' has no test images to measure on: use 'flawflow fit' for it")
-    return category
 
 
 def _over_seeds(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
             "'train' (see the README)"
         )
     size, count = detector.recipe.size, len(category.test)
+    masks = read_masks(category.test, size)  # first: one that cannot be read is told before the long work
     maps = np.empty((count, size, size), np.float32)
     scores = np.empty(count)
     scored = _tiled if detector.recipe.tiling.side else _resized
@@ -79,12 +80,25 @@ def evaluate(detector: Detector, category: Category, progress: bool = False) -> 
             scores[number], maps[number] = score, found
             bar.update()
     milliseconds = (time.perf_counter() - started) / count * 1000
-    masks = read_masks(category.test, size)
     labels = np.array([s.is_defective for s in category.test])
     metrics = dict(image_metrics(scores, labels))
     metrics |= pixel_metrics(maps, masks) if masks is not None else dict.fromkeys(PIXEL_METRICS)
     on_test = detector.provenance.get("selected_on") == "test images"
     return Evaluation(category.test, scores, maps, masks, metrics, milliseconds, on_test)
+
+
+def check_test_images(category: Category) -> None:
+    """Read each test image and each outline once: what is wrong with them is told before the long work.
+
+    Raises:
+        DatasetError: the category has no test images.
+        ImageError: an image or mask cannot be read.
+    """
+    if not category.test:
+        raise DatasetError(f"'{category.name}' has no test images to measure on: use 'flawflow fit' for it")
+    for _ in ahead(lambda sample: read_image(sample.path), category.test, _BATCH):
+        pass
+    read_masks(category.test, 16)
 
 
 def known_images(detector: Detector, samples: Sequence[Sample]) -> int:
@@ -172,9 +186,11 @@ def numbers(detector: Detector, evaluation: Evaluation, budget: Budget | None = 
 
 def to_json(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """``{"categories": {name: numbers}, "mean": numbers}``; each mean is over the categories that have the number."""
-    mean: dict[str, float] = {}
+    mean: dict[str, float | bool] = {}
     for key in ("image_auroc", "pixel_auroc", "aupro", "image_ap", "image_f1_max", "fit_seconds", "inspect_ms"):
         values = [row[key] for row in results.values() if row.get(key) is not None]
         if values:
             mean[key] = float(np.mean(values))
+    if results:
+        mean["selected_on_test"] = any(row.get("selected_on_test") for row in results.values())
     return {"categories": {name: dict(row) for name, row in results.items()}, "mean": mean}

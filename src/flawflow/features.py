@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from flawflow.ahead import ahead
 from flawflow.backbones import Backbone
-from flawflow.files import digest
+from flawflow.files import digest, size_text
 from flawflow.images import read_image, resize_image
 from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
@@ -208,8 +208,16 @@ class FeatureJob:
         plan = self._plan(versions, with_synthetic)
         missing = [kind for key, kind, _ in plan if not store.has(key)]
         if missing and say:
-            need = sum(spec.bytes for kind in missing for spec in self._layout(kind).values())
-            say(f"features: {len(missing)} × {len(self.source)} maps to compute, {need / 1e9:.2f} GB in {store.root}")
+            need, whole = (
+                sum(spec.bytes for kind in kinds for spec in self._layout(kind).values())
+                for kinds in (missing, [kind for _, kind, _ in plan])
+            )
+            say(f"features: {len(missing)} × {len(self.source)} maps to compute, {size_text(need)} in {store.root}")
+            if whole > store.limit:
+                say(
+                    f"all of them take {size_text(whole)}, more than --store-limit keeps ({size_text(store.limit)}): "
+                    "the next fit will compute them again"
+                )
         shards: dict[tuple[str, int], Shard] = {}
         total = len(missing) * len(self.source)
         with tqdm(total=total, desc="features", unit="image", disable=say is None or not missing) as bar:

@@ -133,18 +133,18 @@ def write_json(path: Path, values: Any) -> None:
     atomic_write(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def writable_folder(path: Path) -> Path:
+def writable_folder(path: Path, wanted: Path | None = None) -> Path:
     """Create the folder with its parents where absent, make sure that files can be written, return it.
 
     Raises:
-        OutputError: the folder cannot be created or written to.
+        OutputError: the folder cannot be created or written to; names what is ``wanted`` there, if that is said.
     """
     probe = path / f".flawflow-{secrets.token_hex(6)}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.touch()
     except OSError as error:
-        raise write_error(path, error) from error
+        raise write_error(wanted or path, error) from error
     finally:
         _remove(probe)
     return path
@@ -161,6 +161,13 @@ def digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def size_text(count: float) -> str:
+    """Bytes in words: ``12 kB``, ``3.4 MB``, ``1.2 GB``."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def first_copies(paths: Sequence[Path]) -> list[int]:
@@ -192,6 +199,8 @@ def list_images(folder: Path, *, recursive: bool = False) -> tuple[Path, ...]:
         if not folder.is_dir():
             state = "is a file" if folder.exists() else "does not exist"
             raise DatasetError(f"{folder} {state}; expected a folder of images ({', '.join(IMAGE_SUFFIXES)})")
+        if not os.access(folder, os.R_OK | os.X_OK):  # what is below a folder is found silently, as far as it shows
+            raise DatasetError(f"cannot list {folder}: permission denied; change its permissions")
         entries = list(folder.rglob("*") if recursive else folder.iterdir())
         return tuple(sorted(entry for entry in entries if _is_visible_image(entry, folder)))
     except OSError as error:

@@ -212,6 +212,8 @@ def _decoder(path: Path) -> Iterator[None]:
         raise ImageError(f"{path} is not an image that can be read, or its beginning is damaged") from error
     except PIL.Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large ({error}); cut it into tiles or scale it down") from error
+    except PermissionError as error:
+        raise ImageError(f"cannot read {path}: permission denied; change its permissions") from error
     except _BROKEN as error:
         raise ImageError(f"{path} is truncated or damaged ({error}); copy it again from its source") from error
 

@@ -163,8 +163,10 @@ class Recipe:
         """Raises OptionError for a number out of range."""
         if not 16 <= self.size <= 8192:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
-        if self.versions < 1 or not 0 < self.holdout < 1:
-            raise OptionError(f"versions is {self.versions} and holdout {self.holdout}: expected ≥ 1 and in (0, 1)")
+        if not 1 <= self.versions <= 1000 or not 0 < self.holdout < 1:
+            raise OptionError(
+                f"versions is {self.versions} and holdout {self.holdout}: expected 1 to 1000 and in (0, 1)"
+            )
         replace(self.flow, blur=self.blur, trust=self.trust)  # refuses what no flow could learn with
         if not 0 <= self.smaller < 1:
             raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawflow.errors import OptionError, OutputError
+from flawflow.files import size_text
 
 Row = Mapping[str, NDArray[Any]]
 _FLUSH_EVERY = 16
@@ -149,7 +150,7 @@ class FeatureStore:
     def _make_room(self, need: int, key: str, extra: str) -> None:
         if need > self.limit:
             raise OptionError(
-                f"the features need {need / 1e9:.1f} GB, more than the store's limit of {self.limit / 1e9:.1f} GB: "
+                f"the features need {size_text(need)}, more than the store's limit of {size_text(self.limit)}: "
                 f"raise --store-limit, or lower the input size or versions{extra}"
             )
         partial = self.root / f"{key}.partial"
@@ -160,8 +161,8 @@ class FeatureStore:
         missing = need - (_folder_bytes(partial) if partial.is_dir() else 0)
         if missing > shutil.disk_usage(self.root).free:
             raise OutputError(
-                f"the features need {missing / 1e9:.1f} GB, but the disk of {self.root} has "
-                f"{shutil.disk_usage(self.root).free / 1e9:.1f} GB free: make room or name another folder with --store"
+                f"the features need {size_text(missing)}, but the disk of {self.root} has "
+                f"{size_text(shutil.disk_usage(self.root).free)} free: make room or name another folder with --store"
             )
 
     def _fill(self, folder: Path, layout: Layout, rows: Callable[[int], Iterator[Row]]) -> None:

@@ -171,39 +171,40 @@ def train(
     state = _resume(checkpoint, run_key, flow, optimiser) or _Progress(0, [], _weights(flow))
     count = len(data.normal[0])
     steps = math.ceil(count / config.batch)
-    bar = tqdm(total=config.epochs * steps, initial=state.next_epoch * steps, desc="training", disable=not progress)
-    for epoch in range(state.next_epoch, config.epochs):
-        if _out_of_patience(state.history, epoch, config.patience):
-            break
-        generator = np.random.default_rng((seed, epoch))
-        torch.manual_seed(int(generator.integers(2**62)))
-        rate = learning_rate(config, epoch)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        flow.train()
-        total = active = 0.0
-        for indices in np.array_split(generator.permutation(count), range(config.batch, count, config.batch)):
-            loss, share = batch_loss(flow, data, epoch, np.sort(indices), config, device)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            total += float(loss.detach()) * len(indices) / count
-            active += share * len(indices) / count
-            bar.set_postfix(loss=f"{float(loss.detach()):.4g}", active=f"{share:.0%}", refresh=False)
-            bar.update()
-        if not math.isfinite(total):
-            raise OptionError(
-                f"the training diverged in epoch {epoch + 1} (loss {total}): lower training.learning_rate, "
-                f"now {config.learning_rate}"
-            )
-        if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
-            image, pixel = validate(flow, validation, scoring, device)
-            state.history.append(Epoch(epoch, total, active, rate, image, pixel, validation.error(image)))
-            if kept_epoch(state.history) is state.history[-1]:
-                state.best = _weights(flow)
-        state.next_epoch = epoch + 1
-        _save(checkpoint, run_key, flow, optimiser, state)
-    bar.close()
+    with tqdm(
+        total=config.epochs * steps, initial=state.next_epoch * steps, desc="training", disable=not progress
+    ) as bar:
+        for epoch in range(state.next_epoch, config.epochs):
+            if _out_of_patience(state.history, epoch, config.patience):
+                break
+            generator = np.random.default_rng((seed, epoch))
+            torch.manual_seed(int(generator.integers(2**62)))
+            rate = learning_rate(config, epoch)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            flow.train()
+            total = active = 0.0
+            for indices in np.array_split(generator.permutation(count), range(config.batch, count, config.batch)):
+                loss, share = batch_loss(flow, data, epoch, np.sort(indices), config, device)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                total += float(loss.detach()) * len(indices) / count
+                active += share * len(indices) / count
+                bar.set_postfix(loss=f"{float(loss.detach()):.4g}", active=f"{share:.0%}", refresh=False)
+                bar.update()
+            if not math.isfinite(total):
+                raise OptionError(
+                    f"the training diverged in epoch {epoch + 1} (loss {total}): lower training.learning_rate, "
+                    f"now {config.learning_rate}"
+                )
+            if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
+                image, pixel = validate(flow, validation, scoring, device)
+                state.history.append(Epoch(epoch, total, active, rate, image, pixel, validation.error(image)))
+                if kept_epoch(state.history) is state.history[-1]:
+                    state.best = _weights(flow)
+            state.next_epoch = epoch + 1
+            _save(checkpoint, run_key, flow, optimiser, state)
     flow.load_state_dict(state.best)
     flow.eval()
     return state.history

@@ -49,8 +49,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise WeightsError(f"cannot read the weights file {path}: {error.strerror or error}") from error
     except _UNREADABLE as error:
+        # torch would advise to load it in a way that runs the code in it.
+        told = "no tensors as torch saves them" if isinstance(error, UnpicklingError) else _first_line(error)
         raise WeightsError(
-            f"{path} is truncated or not a weights file ({_first_line(error)}): expected a safetensors file "
+            f"{path} is truncated or not a weights file ({told}): expected a safetensors file "
             "or a state dict of plain tensors saved by torch"
         ) from error
     return _named_tensors(content, path)

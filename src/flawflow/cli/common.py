@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flawflow.calibration import Budget, Decision, parse_confidence, parse_rate, promise
-from flawflow.errors import OptionError, OutputError
+from flawflow.errors import DetectorFileError, OptionError, OutputError
 from flawflow.exported import SUFFIXES
 from flawflow.files import IMAGE_SUFFIXES, writable_folder
 from flawflow.tiling import TilingConfig
@@ -41,11 +41,23 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 def check_output(path: Path) -> None:
     """Before the long work: the result can be written. Raises OutputError where it cannot."""
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
+    check_named(path)
     if path.exists() and not os.access(path, os.W_OK):
         raise OutputError(f"cannot write {path}: the file is read-only; choose another name or change its permissions")
-    writable_folder(path.parent)
+    writable_folder(path.parent, path)
+
+
+def check_named(path: Path) -> None:
+    """A file can have this name, and others names that are made of it. Raises OutputError for a folder's."""
+    if not path.name or path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; give the name of a file")
+
+
+def detector_name(path: Path) -> Path:
+    """The detector's path, when results can be named after it. Raises DetectorFileError for a folder's."""
+    if not path.name or path.is_dir():
+        raise DetectorFileError(f"the detector {path} is a folder: name a file that 'flawflow fit' wrote")
+    return path
 
 
 def check_outputs(written: Mapping[str, Path | None], read: Iterable[Path | None] = ()) -> None:

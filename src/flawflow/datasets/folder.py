@@ -10,7 +10,7 @@ LAYOUT = Layout(
     title="a folder of good images",
     tree="""
 FOLDER/
-  *.png, *.jpg, *.jpeg, *.bmp, *.tif, *.tiff or *.webp    good images, at least one
+  *.png, *.jpg, *.jpeg, *.bmp, *.tif, *.tiff or *.webp    good images; a fit needs four
 or one product of a dataset, such as MVTec AD:
   train/good/  test/good/  test/DEFECT/  ground_truth/DEFECT/
 """,
@@ -38,7 +38,7 @@ def open_category(root: Path, name: str) -> Category:
 def read(folder: Path) -> Category:
     """The images directly inside the folder, all taken as good; nothing to test on."""
     if not folder.is_dir():
-        raise layout_error(LAYOUT, folder, "not a folder")
+        raise layout_error(LAYOUT, folder, "is a file" if folder.exists() else "nothing is there")
     images = list_images(folder)
     if not images:
         raise layout_error(LAYOUT, folder, "no images here")

@@ -14,10 +14,8 @@ from flawflow.branch import Branch
 from flawflow.detector import Detector
 from flawflow.features import shifted
 from flawflow.flow import Flow, Memory
+from flawflow.flow.memory import FAR
 from flawflow.scoring import enlarge, location_scores, smooth
-
-# Larger than any distance in float32 that could be the least one.
-_FAR = 1e30
 
 
 class DenseMemory(nn.Module):
@@ -60,8 +58,8 @@ class DenseMemory(nn.Module):
         top, bottom = max(0, row - self.reach), min(self.height, row + self.reach + 1)
         factors, norms, away = (self.get_buffer(name)[..., first:last] for name in ("factors", "norms", "away"))
         beyond = functional.linear(cells[:, top:bottom].flatten(1).T, factors.T, norms)
-        least = beyond.reshape(-1, self.columns, last - first).masked_fill(away, _FAR).amin(dim=-1)
-        return functional.pad(least, (0, 0, top, self.height - bottom), value=_FAR)
+        least = beyond.reshape(-1, self.columns, last - first).masked_fill(away, FAR).amin(dim=-1)
+        return functional.pad(least, (0, 0, top, self.height - bottom), value=FAR)
 
 
 class BranchGraph(nn.Module):

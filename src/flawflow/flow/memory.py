@@ -1,7 +1,7 @@
 """What training saw rarely and yet called good, kept as it was."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +11,19 @@ from torch.nn import functional as F
 _CHUNK = 2048
 # They are compared by so many: the rest of such a product rounds differently with another number of threads.
 _STEP = 8
-# … and tile by tile, squares of so many rows and columns: a product with all that is remembered near a tile is large
-# enough to be fast, and little of it lies out of reach. What does is this far away.
+# … and tile by tile, squares of at least so many rows and columns: a product with all that is remembered near a tile is
+# large enough to be fast, and little of it lies out of reach.
 _TILE = 10
-_FAR = 1e30
+FAR = 1e30  # the distance of what is out of reach: larger than any in float32 that could be the least one
 # The width of the centres: rounds of its estimate, cells that it is learned from at most, how many pairs the mean of
 # all channels counts for in each of them, and the least variance, below which copies of an image would pull it to zero.
 _ROUNDS = 4
 _SAMPLE = 16_384
 _WIDTH_PRIOR = 200.0
 _LEAST_VARIANCE = 0.25
+
+
+_Line = TypeVar("_Line", int, Tensor)
 
 
 class Memory(nn.Module):
@@ -39,6 +42,10 @@ class Memory(nn.Module):
         channels: C of the latents.
         reach: how many cells away, in rows and in columns, a remembered place still counts.
         trust: by which share of the way the NLL falls, in (0, 1].
+        grid: (h, w) of the maps, where it is known: what is compared then takes less memory with a long reach.
+
+    In use it takes, beside the half-precision latents, 1.3 times their number in float32 vectors of C + 26 (at a reach
+    of 2): each band of tiles has its own, in order.
 
     Attributes:
         latents: (K, C) float16, ordered by row.
@@ -54,9 +61,14 @@ class Memory(nn.Module):
     centres: Tensor
     which: Tensor
 
-    def __init__(self, channels: int, reach: int, trust: float = 1.0) -> None:
+    def __init__(self, channels: int, reach: int, trust: float = 1.0, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.reach, self.trust = reach, trust
+        height, width = grid or (2**15, 2**15)  # as far as places are counted
+        self.reach, self.trust, self.grid = min(reach, max(height, width)), trust, (height, width)
+        # All that is within reach of a tile lies in it or in its neighbours.
+        self._side = min(max(_TILE, 2 * self.reach), max(height, width))
+        # Rows that are a period apart can't be mistaken within the span of a tile, or do not exist.
+        self._period = min(self._side + 2 * self.reach, height + self.reach)
         self.register_buffer("latents", torch.zeros(0, channels, dtype=torch.float16))
         self.register_buffer("places", torch.zeros(0, 2, dtype=torch.int16))
         self.register_buffer("width", torch.ones(channels))
@@ -85,10 +97,10 @@ class Memory(nn.Module):
         image, row, column = (nll > self.threshold).nonzero(as_tuple=True)
         if not len(row) or not len(self.places):
             return lowered
-        tile, order = _tile(row, column).sort(stable=True)
+        tile, order = self._tile(row, column).sort(stable=True)
         image, row, column = image[order], row[order], column[order]
         cells = z.permute(0, 2, 3, 1)[image, row, column].float() / self.width
-        least = torch.full((len(cells) + _STEP,), _FAR, device=nll.device)
+        least = torch.full((len(cells) + _STEP,), FAR, device=nll.device)
         for part, _, beyond in self._compared(cells, tile, row, column):
             # What a last step computes too much is overwritten by the next tile, or cut off.
             torch.amin(beyond, dim=1, out=least[part])
@@ -105,10 +117,10 @@ class Memory(nn.Module):
     def _compared(
         self, cells: Tensor, tile: Tensor, row: Tensor, column: Tensor
     ) -> Iterator[tuple[slice, slice, Tensor]]:
-        """‖u − v‖² − ‖u‖² of some cells u and all v that are remembered near their tile; `_FAR` out of reach.
+        """‖u − v‖² − ‖u‖² of some cells u and all v that are remembered near their tile; `FAR` out of reach.
 
-        One product with −2v, to which ‖v‖² and the distance out of reach come as the products with the cell's row and
-        column, one-hot: masks would take longer than the product does.
+        One product with −2v, to which ‖v‖² and what keeps those out of reach away come as products with the cell's row
+        and column, one-hot: masks would take longer than the product does.
 
         Args:
             cells: u = z / σ, (N, C).
@@ -120,8 +132,7 @@ class Memory(nn.Module):
             a tile may come with a few of the next, or with zeros beyond the last one: all come again, or are to be
             ignored.
         """
-        period = _TILE + 2 * self.reach
-        places = [F.one_hot(row % period, period), F.one_hot(column % _TILE, _TILE)]
+        places = [F.one_hot(row % self._period, self._period), F.one_hot(column % self._side, self._side)]
         cells = F.pad(torch.cat([cells, *places], dim=1), (0, 0, 0, _STEP))
         numbers, counts = torch.unique(tile, return_counts=True)
         end = 0
@@ -129,7 +140,7 @@ class Memory(nn.Module):
             begin, end = end, end + count
             low, high = self._spans.get(number, (0, 0))
             if low == high:
-                yield slice(begin, end), slice(low, high), cells.new_full((count, 1), _FAR)
+                yield slice(begin, end), slice(low, high), cells.new_full((count, 1), FAR)
                 continue
             for start in range(begin, end, _CHUNK):
                 part = slice(start, start + min(_CHUNK, -(-(end - start) // _STEP) * _STEP))
@@ -146,15 +157,15 @@ class Memory(nn.Module):
             return
         some = slice(None, None, -(-len(owners) // _SAMPLE))
         latents, (row, column) = self.latents.float(), self.places[some].long().T
-        tile, order = _tile(row, column).sort(stable=True)
+        tile, order = self._tile(row, column).sort(stable=True)
         row, column = row[order], column[order]
         sample, own = latents[some][order], F.pad(owners[some][order], (0, _STEP), value=-1)
         for _ in range(_ROUNDS):
             cells = sample / self.width
-            least = torch.full((len(cells) + _STEP,), _FAR, device=latents.device)
+            least = torch.full((len(cells) + _STEP,), FAR, device=latents.device)
             nearest = torch.zeros_like(least, dtype=torch.int64)
             for part, known, beyond in self._compared(cells, tile, row, column):
-                beyond.masked_fill_(own[part, None] == owners[self.which[known]], _FAR)
+                beyond.masked_fill_(own[part, None] == owners[self.which[known]], FAR)
                 least[part], found = beyond.min(dim=1)
                 nearest[part] = self.which[known][found]
             explained = self._nats(least[: len(cells)], cells) < 0.5 * sample.square().sum(dim=1)
@@ -173,42 +184,50 @@ class Memory(nn.Module):
             if found is not None and found.ndim == 2 and found.shape[1] == getattr(self, name).shape[1]:
                 setattr(self, name, torch.zeros_like(found))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        self._prepare()
+        inside = (self.places >= 0) & (self.places < torch.tensor(self.grid, device=self.places.device))
+        if len(self.latents) == len(self.places) and inside.all():
+            self._prepare()
+        else:
+            errors: list[str] = rest[-1]
+            errors.append(f"{prefix}: {len(self.latents)} latents at {len(self.places)} places, some beyond the grid")
 
     def _prepare(self) -> None:
         """What cells are compared with, as columns: for each band of tiles all that is within its reach, by rows.
 
-        `which` are the numbers of these, `centres` (C + …, their number) −2v with what one-hot rows and columns are
-        multiplied by; within the span of a tile, rows that are a period apart can't be mistaken.
+        `which` are the numbers of these, `centres` (C + …, their number) −2v and what one-hot rows and columns are
+        multiplied by.
         """
         rows, columns = self.places.long().unbind(1)
-        away = torch.arange(-self.reach, self.reach + 1, device=rows.device)
-        period = _TILE + 2 * self.reach
-        bands, offsets, begin = [], [], 0
+        device, side, reach = rows.device, self._side, self.reach
+        bands = [
+            (left, ((columns >= left - reach) & (columns < left + side + reach)).nonzero()[:, 0])
+            for left in self._starts(columns, self.grid[1])
+        ]
+        count = sum(len(band) for _, band in bands)
+        self.which = torch.cat([band for _, band in bands]) if bands else rows
+        self.centres = torch.empty(self.latents.shape[1] + self._period + side, count, device=device)
         self._spans = {}
-        for left in _tiles(columns, self.reach):
-            band = ((columns >= left - self.reach) & (columns < left + _TILE + self.reach)).nonzero()[:, 0]
-            bands.append(band)
-            offsets.append((columns[band, None] - left - torch.arange(_TILE, device=rows.device)).abs() > self.reach)
-            for top in _tiles(rows, self.reach):
-                ends = torch.tensor([top - self.reach, top + _TILE + self.reach], device=rows.device)
-                low, high = torch.searchsorted(rows[band], ends).tolist()
-                self._spans[int(_tile(torch.tensor(top), torch.tensor(left)))] = begin + low, begin + high
-            begin += len(band)
-        self.which = torch.cat(bands) if bands else rows
-        v = self.latents[self.which].float() / self.width
-        far_rows = torch.full((len(v), period), _FAR, device=rows.device)
-        far_rows.scatter_(1, (rows[self.which, None] + away) % period, 0.0)
-        far_columns = torch.cat(offsets) * _FAR if offsets else v.new_zeros(0, _TILE)
-        norms = v.square().sum(dim=1, keepdim=True)
-        self.centres = torch.cat([-2 * v, far_rows, norms + far_columns], dim=1).T.contiguous()
+        tops, end = self._starts(rows, self.grid[0]), 0
+        for left, band in bands:
+            begin, end = end, end + len(band)
+            v = self.latents[band].float() / self.width
+            part, channels = self.centres[:, begin:end], v.shape[1]
+            part[:channels].copy_(v.T).mul_(-2)
+            apart = (torch.arange(self._period, device=device)[:, None] - rows[band]) % self._period
+            part[channels:-side].copy_((apart > reach) & (apart < self._period - reach)).mul_(FAR)
+            apart = (torch.arange(left, left + side, device=device)[:, None] - columns[band]).abs()
+            part[-side:].copy_(apart > reach).mul_(FAR).add_(v.square().sum(dim=1))
+            inside = rows[band].contiguous()
+            for top in tops:
+                ends = torch.tensor([top - reach, top + side + reach], device=device)
+                low, high = torch.searchsorted(inside, ends).tolist()
+                self._spans[self._tile(top, left)] = begin + low, begin + high
 
+    def _starts(self, lines: Tensor, most: int) -> list[int]:
+        """Where tiles begin along one axis of ``most`` cells, those that are in reach of something at ``lines``."""
+        ends = torch.cat([lines - self.reach, lines + self.reach]).clamp(0, most - 1)
+        return sorted({end - end % self._side for end in ends.tolist()})
 
-def _tile(row: Tensor, column: Tensor) -> Tensor:
-    """The number of the tile that a place lies in; those of a band of columns follow one another."""
-    return (column // _TILE << 32) + row // _TILE
-
-
-def _tiles(lines: Tensor, reach: int) -> range:
-    """Where tiles begin along one axis, those of all places that something at these ``lines`` is within reach of."""
-    return range(0, int(lines.max()) + reach + 1, _TILE) if len(lines) else range(0)
+    def _tile(self, row: _Line, column: _Line) -> _Line:
+        """The number of the tile that a place lies in; those of a band of columns follow one another."""
+        return (column // self._side << 32) + row // self._side

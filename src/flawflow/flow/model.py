@@ -112,7 +112,7 @@ class Flow(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.blocks))
-        self.memory = Memory(channels, config.reach, config.trust) if config.memory else None
+        self.memory = Memory(channels, config.reach, config.trust, grid) if config.memory else None
         self._chain: tuple[Hashable, Chain] | None = None
 
     def _block(self) -> CouplingBlock:

@@ -18,6 +18,8 @@ def run(arguments: argparse.Namespace) -> int:
         writable_folder(arguments.output)
     names = [name.strip() for name in (arguments.categories or "").split(",")]
     wanted = list(dict.fromkeys(name for name in names if name)) or None
+    if wanted is None and arguments.categories is not None:
+        raise OptionError(f"--categories '{arguments.categories}' names none: leave it out for all, or name some")
     results, faults = run_benchmark(
         arguments.dataset,
         arguments.root,

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe.beside is not None and recipe.beside.name != recipe.backbone.name and not arguments.quick:
         say(f"a check looks with one network: {recipe.backbone.name}")
     folder: Path = arguments.folder
-    output = arguments.output or Path(f"{folder.resolve().name}-check")
+    output = arguments.output or _page_folder(folder.resolve())
     checkup = open_checkup(folder, arguments.seed)
     # What the flow needs is asked for first: its want should not be told after minutes of reading.
     backbone = None if arguments.quick else _backbone(recipe, arguments.weights)
@@ -50,6 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
     _print(findings)
     print(f"open {page}")
     return 1 if checkup.must_fix else 0
+
+
+def _page_folder(folder: Path) -> Path:
+    """Where the page goes unless it is said: here, but never among the images."""
+    name = Path(f"{folder.name or 'root'}-check")
+    return folder.parent / name if Path.cwd().is_relative_to(folder) else name
 
 
 def _backbone(recipe: Recipe, weights: Path | None) -> Backbone:

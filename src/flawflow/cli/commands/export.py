@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flawflow.cli.common import check_outputs, say
+from flawflow.cli.common import check_outputs, detector_name, say
 from flawflow.detector import Detector
 from flawflow.export import FORMATS, export_detector
 from flawflow.export.export import certificate_path, check_request
@@ -13,7 +13,7 @@ from flawflow.export.export import certificate_path, check_request
 
 def run(arguments: argparse.Namespace) -> int:
     """Detector file → the same detector for another runtime, and a certificate."""
-    output: Path = arguments.output or arguments.detector.with_suffix(FORMATS[arguments.format])
+    output: Path = arguments.output or detector_name(arguments.detector).with_suffix(FORMATS[arguments.format])
     check_request(output, arguments.format, arguments.int8 is not None)
     files = {"-o": output, "the certificate of -o": certificate_path(output)}
     check_outputs(files, [arguments.detector, arguments.weights])

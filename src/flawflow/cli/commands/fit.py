@@ -5,7 +5,15 @@ from pathlib import Path
 
 from flawflow.calibration import Budget, promise
 from flawflow.choosing import checkpoints, fit_best
-from flawflow.cli.common import check_detector_output, check_outputs, chosen_budget, chosen_recipes, say, store_options
+from flawflow.cli.common import (
+    check_detector_output,
+    check_named,
+    check_outputs,
+    chosen_budget,
+    chosen_recipes,
+    say,
+    store_options,
+)
 from flawflow.datasets import open_folder
 from flawflow.errors import OptionError
 from flawflow.fitting import checked_seed
@@ -16,6 +24,7 @@ from flawflow.pages import held_out_twins, write_fit_page
 def run(arguments: argparse.Namespace) -> int:
     """Good images → detector file, and the page about it."""
     output: Path = arguments.output
+    check_named(output)
     page = report_path(arguments)
     check_detector_output("-o", output, [arguments.weights])
     check_outputs({"-o": output, "--report": page}, [arguments.weights])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flawflow.calibration import parse_number
-from flawflow.cli.common import check_outputs, say, verdict
+from flawflow.cli.common import check_outputs, detector_name, say, verdict
 from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState
 from flawflow.errors import FlawflowError, ImageError, InputError, OptionError, OutputError
@@ -173,7 +173,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Watch until stopped, or once; 0, or with ``--once`` 1 for drift and 2 for an unreadable image."""
     rate, interval = _rate(arguments), _interval(arguments)
     settings = DriftSettings(rate.daily / rate.images, arguments.defects, arguments.warm_up, arguments.seed)
-    state_file: Path = arguments.state or arguments.detector.with_name(arguments.detector.name + ".watch.json")
+    named = detector_name(arguments.detector)
+    state_file: Path = arguments.state or named.with_name(named.name + ".watch.json")
     check_outputs({"--state": state_file, "--json": arguments.json}, [arguments.detector, arguments.weights])
     list_images(arguments.folder)  # a folder that is none is refused before the detector is loaded
     refusal = f"another 'flawflow watch' goes on from {state_file} just now: stop it, or name another file with --state"
