@@ -70,10 +70,11 @@ def small_fit(product: Path | Category, recipe: Recipe = RECIPE, **more: Any) ->
 
 
 def contents(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The header without what the clock says, and the bytes of the tensors."""
+    """The header without what the clock says and the sum, which depends on it; and the bytes of the tensors."""
     data = path.read_bytes()
     end = 8 + struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:end])
+    assert len(header["__metadata__"].pop("sha256")) == 64
     provenance = json.loads(header["__metadata__"].pop("provenance"))
     assert set(provenance.pop("seconds")) == {"features", "training"}
     return header | {"provenance": provenance}, data[end:]
