@@ -44,10 +44,17 @@ def test_every_command_stands_in_the_page_as_it_answers(monkeypatch: pytest.Monk
         assert without_layout(block.group(1)) == without_layout(text), command
 
 
+def anchors(page: str) -> set[str]:
+    """What headings can be linked by: small letters, blanks as hyphens, and of the rest what belongs to words."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.M)}
+
+
 def test_links_between_the_documents_lead_somewhere() -> None:
     for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for target in re.findall(r"\]\(([^)#]+)\)", file.read_text()):
-            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]+))?\)", file.read_text()):
+            other = file.parent / target if target else file
+            assert other.exists(), f"{file.name} links to {target}"
+            assert not anchor or anchor in anchors(other.read_text()), f"{file.name} links to {target}#{anchor}"
 
 
 def test_every_promise_in_the_page_is_the_sentence_that_is_printed() -> None:
