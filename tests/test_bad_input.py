@@ -117,6 +117,11 @@ def test_a_folder_in_place_of_a_file(name: str, stone: Path, tmp_path: Path, cap
     assert "cannot be read" in refused(capsys, "evaluate", name, stone)
 
 
+def test_an_unknown_layout_is_told_with_all_that_there_are(stone: Path, capsys: Captured) -> None:
+    message = refused(capsys, "benchmark", "--dataset", "visa", "--root", stone.parent, *SMALLEST)
+    assert "'visa'" in message and "mvtec_ad, btad, dagm, magnetic_tile, folder, demo" in message
+
+
 def test_categories_that_name_none(stone: Path, capsys: Captured) -> None:
     given = ["benchmark", "--dataset", "mvtec_ad", "--root", stone.parent, *SMALLEST]
     assert "names none" in refused(capsys, *given, "--categories", " , ")

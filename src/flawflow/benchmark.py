@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flawflow.choosing import fit_best
-from flawflow.datasets import list_categories, open_category
+from flawflow.datasets import LAYOUTS, list_categories, open_category
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import DeviceName
 from flawflow.errors import FlawflowError, OptionError
@@ -55,6 +55,9 @@ def run_benchmark(
     Raises:
         InputError: the dataset or a category is unknown or laid out otherwise.
     """
+    known_layouts = (*LAYOUTS, GENERATED)
+    if dataset not in known_layouts:
+        raise OptionError(f"unknown dataset layout '{dataset}'; choose one of {', '.join(known_layouts)}")
     layout = "mvtec_ad" if dataset == GENERATED else dataset
     if dataset == GENERATED:
         # Anew each time: the same bytes, and whole even where an earlier run was killed on the way.

@@ -189,7 +189,8 @@ class Memory(nn.Module):
             self._prepare()
         else:
             errors: list[str] = rest[-1]
-            errors.append(f"{prefix}: {len(self.latents)} latents at {len(self.places)} places, some beyond the grid")
+            found = f"{len(self.latents)} latents at {len(self.places)} places"
+            errors.append(f"{prefix}: {found}; expected as many, on a grid of {self.grid[0]}×{self.grid[1]} cells")
 
     def _prepare(self) -> None:
         """What cells are compared with, as columns: for each band of tiles all that is within its reach, by rows.
