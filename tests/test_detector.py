@@ -21,13 +21,16 @@ from flawflow.artefact import artefact_bytes
 from flawflow.backbones import BackboneSpec, build_backbone
 from flawflow.branch import Branch, look
 from flawflow.calibration import Budget, decide
-from flawflow.detector import Calibration, Detector, calibrate, resolve_device
+from flawflow.detector import Calibration, Detector, resolve_device
 from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputError, WeightsError
 from flawflow.flow import Flow, FlowConfig
+from flawflow.images import resize_image
+from flawflow.inspection import NOTHING
 from flawflow.recipe import Recipe, ScoringConfig
+from flawflow.reference import Row
 from flawflow.roi import Roi
 from flawflow.scoring import image_levels, image_scores
-from flawflow.watching import follow
+from flawflow.watching import follow, followed, noting
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -154,11 +157,13 @@ def test_p_values_are_conformal(normals: list[float], seed: int) -> None:
 
 
 def test_calibration_scores_good_images_as_inspection_does(detector: Detector) -> None:
-    images = [image[:64, :64] for image in pictures(5)]
-    found = calibrate(detector.branches, RECIPE, images, CPU, detector.calibration.level_limits)
-    scores = sorted(detector.inspect(image)[0].score for image in images)
-    assert list(found.image_scores) == scores
-    assert list(found.map_peaks) == sorted(float(detector.inspect(image)[0].anomaly_map.max()) for image in images)
+    images = [resize_image(image[:64, :64], detector.recipe.size) for image in pictures(11)]
+    rows: list[Row] = []
+    found = NOTHING.counting(noting(followed(detector, iter(images)), rows), start_anew=True)
+    alone = [detector.inspect(image)[0] for image in images]
+    assert list(found.image_scores) == sorted(one.score for one in alone)
+    assert list(found.map_peaks) == sorted(float(one.anomaly_map.max()) for one in alone)
+    assert rows == [tuple(follow(detector, image)[1].tolist()) for image in images]
     assert found.map_median < found.map_high
 
 

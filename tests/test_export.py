@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from flawflow.backbones import BackboneSpec
 from flawflow.calibration import Budget
 from flawflow.cli import main
-from flawflow.detector import Calibration, Detector, calibrate
+from flawflow.detector import Calibration, Detector
 from flawflow.errors import DetectorFileError, FlawflowError, ImageError, InputError, OptionError
 from flawflow.export import LIMIT, compare, drift, export_detector, sample_images
 from flawflow.export import resize as resize_module
@@ -28,6 +28,7 @@ from flawflow.exported import ExportedDetector, slack, spread
 from flawflow.files import digest
 from flawflow.flow import FlowConfig, Memory
 from flawflow.images import resize_image, write_image
+from flawflow.inspection import NOTHING
 from flawflow.recipe import Recipe, ScoringConfig
 from flawflow.types import Image
 from test_detector import make_detector, pictures
@@ -110,8 +111,8 @@ def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:
             image, row, column = (nll > threshold).nonzero(as_tuple=True)
             flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
     limits = (1e3, 2e3)[: len(detector.branches)] if recipe.scoring.level else ()
-    known = calibrate(detector.branches, recipe, images, torch.device("cpu"), limits)
-    detector.calibration = replace(known, budget=Budget(0.3, None))
+    detector.calibration = replace(NOTHING, level_limits=limits, budget=Budget(0.3, None))
+    detector.calibration = detector.calibration.counting(detector.inspect(images), start_anew=True)
     return detector
 
 
@@ -347,8 +348,7 @@ def test_drift_is_seen_in_scores_verdicts_and_numbers(exports: dict[str, Path], 
 def test_attention_over_as_many_places_as_heads(size: int, window: int | None, tmp_path: Path) -> None:
     spec = BackboneSpec("compact", (3,), window=window)
     detector = make_detector(Recipe("small", size, spec, FlowConfig(blocks=1, subnet="local", hidden=8, whiten=True)))
-    known = calibrate(detector.branches, detector.recipe, pictures(4, size), torch.device("cpu"))
-    detector = Detector(detector.recipe, detector.branches, known, detector.provenance)
+    detector.calibration = NOTHING.counting(detector.inspect(pictures(4, size)), start_anew=True)
     detector.save(tmp_path / "part.flaw")
     for kind, name in (("onnx", "part.onnx"), ("openvino", "part.xml")):
         export_detector(detector, tmp_path / "part.flaw", tmp_path / name, kind, None, silent)

@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from flawflow.detector import Detector, calibrate
+from flawflow.detector import Detector
 from flawflow.errors import InputError, OptionError
 from flawflow.features import LEARNED_IMAGES, VALIDATION_IMAGES, known_again, known_marks
 from flawflow.files import digest
@@ -76,9 +78,9 @@ def adapt(
         OptionError: the detector was fitted on tiles of another size.
     """
     check_tiling(detector, tiling)
-    recipe = detector.recipe if tiling is None else replace(detector.recipe, tiling=tiling)
-    known = detector.calibration
-    found = calibrate(detector.branches, recipe, good, detector.device, known.level_limits, roi)
     changed = copy.copy(detector)
-    changed.recipe, changed.calibration = recipe, replace(found, budget=known.budget)
+    changed.recipe = detector.recipe if tiling is None else replace(detector.recipe, tiling=tiling)
+    # Mapped, so that no image stays until the next one has been decoded.
+    found = chain.from_iterable(map(partial(changed.inspect, roi=roi), good))
+    changed.calibration = detector.calibration.counting(found, start_anew=True)
     return changed

@@ -1,7 +1,7 @@
 """The detector: backbone, flow and the scores of held-out good parts, in one file; it inspects images."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from flawflow.ahead import ahead
@@ -17,7 +16,7 @@ from flawflow.artefact import first_line, read_artefact, write_artefact
 from flawflow.backbones import COMPACT, Backbone, PackedBackbone, build_backbone, unpack_backbone
 from flawflow.branch import Branch, grid_of, look
 from flawflow.calibration import Budget, Decision, decide, p_value
-from flawflow.errors import DetectorFileError, InputError, OptionError, WeightsError
+from flawflow.errors import DetectorFileError, OptionError, WeightsError
 from flawflow.exported import SUFFIXES
 from flawflow.flow import Flow
 from flawflow.images import resize_image
@@ -28,7 +27,7 @@ from flawflow.roi import Roi
 from flawflow.scorer import Scorer
 from flawflow.types import AnomalyMap, Image
 
-__all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "calibrate", "resolve_device"]
+__all__ = ["Calibration", "Detector", "DeviceName", "Inspection", "resolve_device"]
 
 _GROUP = 8  # images at once, and as many read meanwhile
 _BUNDLED = "backbone:"  # before the names of a bundle's tensors
@@ -54,7 +53,7 @@ class Detector:
     Args:
         recipe: every choice of the fit.
         branches: the frozen networks with their flows, one for each of the recipe's roles.
-        calibration: scores of held-out good images; None until they have been scored.
+        calibration: scores of held-out good images.
         provenance: where it comes from, JSON values.
         weights_file: the file that the backbone's weights came from, if any; tried again when the detector is loaded.
         bundle: the detector's file carries the backbone: it needs neither timm nor a weights file.
@@ -257,35 +256,6 @@ def _require_weights(path: Path, backbone: Backbone, sha256: str, file: Path | N
         f"the weights of {backbone.spec.name} are not those that {path} was fitted with (sha256 "
         f"{backbone.weights_hash[:12]}… came, {sha256[:12]}… was expected): name the right file with --weights"
     )
-
-
-def calibrate(
-    branches: Sequence[Branch],
-    recipe: Recipe,
-    images: Iterable[Image],
-    device: torch.device,
-    level_limits: tuple[float, ...] = (),
-    roi: Roi | None = None,
-) -> Calibration:
-    """Score held-out good images of any size, just as inspection will; one is held in memory at a time."""
-
-    def network(batch: Sequence[Image]) -> Tensor:
-        return look(branches, recipe, batch, device)
-
-    scorer = Scorer(recipe, grid_of(branches), level_limits, network)
-    scores: list[float] = []
-    peaks: list[float] = []
-    values: list[NDArray[np.float32]] = []
-    for image in images:
-        [(score, found)] = scorer([image], roi)
-        scores.append(score)
-        peaks.append(float(np.nanmax(found)))
-        values.append(found[::4, ::4][~np.isnan(found[::4, ::4])])
-        del image  # or it would stay until the next one has been decoded
-    if not scores:
-        raise InputError("no good images to calibrate on: expected at least one")
-    median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-    return Calibration(tuple(sorted(scores)), tuple(sorted(peaks)), median, high, level_limits)
 
 
 def _flows(recipe: Recipe, channels: int, grid: tuple[int, int], shown: bool, part: Mapping[str, Tensor]) -> list[Flow]:

@@ -23,11 +23,15 @@ from flawflow.images import read_image, resize_image
 from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
+from flawflow.workers import at_once
 
+Seen = tuple[NDArray[np.float16], NDArray[np.uint8]]  # an image's features and coverage
+Draw = Callable[[int], tuple[Image, NDArray[np.uint8]]]
 LEARNED_IMAGES = "learned_images"  # in a detector's provenance: files it learned from, or test images it was chosen on
 VALIDATION_IMAGES = "validation_images"  # … files that chose its epoch, and calibrated it at first
 CALIBRATION_IMAGES = "calibration_images"  # … and files whose scores make its thresholds now
 _WORKERS = 2
+_BATCH = 16
 _STORE_FORMAT = 3
 _MARK = 16  # 64 bits: no two of a million files would be taken for one another
 
@@ -185,16 +189,26 @@ class FeatureJob:
         return (drawn.normal, None) if kind == "normal" else (drawn.defective, drawn.mask)
 
     def _rows(self, kind: str, version: int, start: int, bar: "tqdm[Any]") -> Iterator[dict[str, NDArray[Any]]]:
-        large = self.backbone.size * self.backbone.channels > 200_000
-        # A processor draws and computes with the same cores; a GPU waits for all that draw.
-        batch, threads = (1 if large else 8, _WORKERS) if self.device.type == "cpu" else (16, os.cpu_count() or 1)
-        indices = range(start, len(self.source))
-        coming = ahead(lambda index: self._draw(index, kind, version), indices, 2 * batch, threads)
-        while drawn := list(islice(coming, batch)):
-            maps = extract(self.backbone, [image for image, _ in drawn], self.device)
-            for features, (_, coverage) in zip(maps, drawn, strict=True):
-                yield {"features": features, "coverage": coverage}
-                bar.update()
+        seen = self._on_processor if self.device.type == "cpu" else self._on_gpu
+        for features, coverage in seen(range(start, len(self.source)), lambda index: self._draw(index, kind, version)):
+            yield {"features": features, "coverage": coverage}
+            bar.update()
+
+    def _on_processor(self, indices: range, draw: Draw) -> Iterator[Seen]:
+        """Drawing and the network take the same cores: a thread does both for an image, and waits for no other."""
+
+        def see(index: int) -> Seen:
+            image, coverage = draw(index)
+            return extract(self.backbone, [image], self.device)[0], coverage
+
+        for first in range(0, len(indices), _BATCH):
+            yield from at_once(see, indices[first : first + _BATCH])
+
+    def _on_gpu(self, indices: range, draw: Draw) -> Iterator[Seen]:
+        coming = ahead(draw, indices, 2 * _BATCH, os.cpu_count() or 1)  # a GPU waits for all that draw
+        while drawn := list(islice(coming, _BATCH)):
+            images, coverages = zip(*drawn, strict=True)
+            yield from zip(extract(self.backbone, images, self.device), coverages, strict=True)
 
     def build(
         self, store: FeatureStore, versions: int, with_synthetic: bool, say: Callable[[str], None] | None

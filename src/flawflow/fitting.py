@@ -17,7 +17,7 @@ from flawflow.backbones import Backbone, build_backbone
 from flawflow.branch import Branch, finest
 from flawflow.calibration import Budget
 from flawflow.datasets import draw_shots, open_folder
-from flawflow.detector import Detector, DeviceName, calibrate, resolve_device
+from flawflow.detector import Detector, DeviceName, resolve_device
 from flawflow.errors import DatasetError, OptionError
 from flawflow.features import (
     CALIBRATION_IMAGES,
@@ -34,15 +34,17 @@ from flawflow.files import first_copies
 from flawflow.flow import Flow
 from flawflow.histories import HISTORIES, Learned, branch_histories, checkpoint_of
 from flawflow.images import read_mask, resize_mask
+from flawflow.inspection import NOTHING
 from flawflow.levels import level_limits
 from flawflow.recipe import Recipe, named_recipe
+from flawflow.reference import Reference, Row
 from flawflow.sources import check_tiles, open_source, whole_images
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
 from flawflow.types import Category, Image, Mask, Sample
 from flawflow.untrained import remember, standardise
-from flawflow.watching import refer
+from flawflow.watching import followed, noting
 
 Say = Callable[[str], None]
 LEAST_IMAGES = 4
@@ -150,8 +152,6 @@ def fit(
             for role, backbone, (data, held_out) in zip(recipe.roles, backbones, features, strict=True)
         ]
         branches, histories, limits = zip(*learned, strict=True)
-        good = whole_images(sources[1])
-        found = calibrate(branches, recipe, good, target, tuple(chain(*limits)))
     for role, both in zip(recipe.roles, histories, strict=True):
         named = zip(HISTORIES[role], both, strict=False)
         provenance |= {name: [asdict(epoch) for epoch in history] for name, history in named}
@@ -161,10 +161,16 @@ def fit(
     }
     if say:
         say(_summary(branch_histories(provenance, recipe), provenance))
-    calibration = replace(found, budget=budget or Budget())
+    calibration = replace(NOTHING, level_limits=tuple(chain(*limits)), budget=budget or Budget())
     detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
-    if not recipe.tiling.side:  # drift is told from whole resized images
-        detector.reference = refer(detector, list(whole_images(sources[1])))
+    good = whole_images(sources[1])
+    if recipe.tiling.side:  # drift is told from whole resized images
+        found = chain.from_iterable(map(detector.inspect, good))
+        detector.calibration = calibration.counting(found, start_anew=True)
+        return detector
+    rows: list[Row] = []
+    detector.calibration = calibration.counting(noting(followed(detector, good), rows), start_anew=True)
+    detector.reference = Reference(tuple(rows))
     return detector
 
 

@@ -1,10 +1,14 @@
 """What inspection says of an image, and the scores of good images that it is judged by; nothing here needs PyTorch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flawflow.calibration import Budget
+from flawflow.errors import InputError
 from flawflow.types import AnomalyMap
 
 
@@ -46,8 +50,41 @@ class Calibration:
     level_limits: tuple[float, ...] = ()
     budget: Budget = field(default_factory=Budget)
 
+    def counting(self, found: Iterable[Inspection], start_anew: bool) -> "Calibration":
+        """A calibration by these good images beside those that count already, or in their place.
+
+        The colours of heat maps change only where it starts anew. One map is held in memory at a time.
+
+        Raises:
+            InputError: it is to start anew from no images.
+        """
+        scores: list[float] = []
+        peaks: list[float] = []
+        values: list[NDArray[np.float32]] = []
+        for one in found:
+            scores.append(one.score)
+            peaks.append(float(np.nanmax(one.anomaly_map)))
+            if start_anew:
+                some = one.anomaly_map[::4, ::4]
+                values.append(some[~np.isnan(some)])
+        if not start_anew:
+            scores, peaks = [*self.image_scores, *scores], [*self.map_peaks, *peaks]
+            return replace(self, image_scores=_row(scores), map_peaks=_row(peaks))
+        if not scores:
+            raise InputError("no good images to calibrate on: expected at least one")
+        median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
+        return replace(self, image_scores=_row(scores), map_peaks=_row(peaks), map_median=median, map_high=high)
+
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Calibration":
         """Read back what `asdict` gave. Raises TypeError or OptionError for what does not fit."""
         rows = {name: tuple(values[name]) for name in ("image_scores", "map_peaks", "level_limits")}
         return Calibration(**{**values, **rows, "budget": Budget(**values["budget"])})
+
+
+NOTHING = Calibration((), (), 0.0, 1.0)
+"""Before any good image has been scored."""
+
+
+def _row(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(sorted(values))

@@ -5,19 +5,17 @@ known again by the SHA-256 of their bytes, of which the detector's provenance ke
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from flawflow.ahead import ahead
 from flawflow.calibration import Budget, share_interval
-from flawflow.detector import Calibration, Detector, Inspection
+from flawflow.detector import Detector, Inspection
 from flawflow.errors import InputError
 from flawflow.features import (
     CALIBRATION_IMAGES,
@@ -27,11 +25,11 @@ from flawflow.features import (
     known_again,
     known_marks,
 )
-from flawflow.watching import extend
+from flawflow.reference import Reference, Row
+from flawflow.watching import GROUP, followed, noting
 
 DEFECTS = "defects"
 INTERVAL = 0.95
-_GROUP = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +101,10 @@ def recalibrate(
             "budget is changed without a folder)"
         )
     changed = copy.copy(detector)
-    found = _inspected(detector, list(fresh.values()), progress)
-    changed.calibration = counted(detector.calibration, found, start_anew)
-    if not detector.recipe.tiling.side:
-        changed.reference = extend(None if start_anew else detector.reference, detector, list(fresh.values()))
+    rows = [] if start_anew or detector.reference is None else list(detector.reference.rows)
+    found = noting(_followed(detector, list(fresh.values()), progress), rows)
+    changed.calibration = detector.calibration.counting(found, start_anew)
+    changed.reference = Reference(tuple(rows)) if rows else None
     changed.provenance = detector.provenance | {CALIBRATION_IMAGES: before + list(fresh)}
     return Recalibrated(_with_misses(changed), len(fresh), learned, len(files) - learned - len(fresh))
 
@@ -143,7 +141,7 @@ def with_defects(detector: Detector, files: Sequence[Path], progress: bool = Fal
         if mark in good:
             raise InputError(f"{file} is given as a defect, but the detector knows it as a good image: take it out")
     known = dict(zip(marks, files, strict=True))
-    scores = [one.score for one in _inspected(detector, list(known.values()), progress)]
+    scores = [found.score for found, _ in _followed(detector, list(known.values()), progress)]
     changed = copy.copy(detector)
     changed.provenance = detector.provenance | {DEFECTS: {"images": list(known), "scores": scores}}
     return _with_misses(changed)
@@ -156,29 +154,6 @@ def misses(detector: Detector, budget: Budget | None = None) -> Misses | None:
         return None
     missed = int(np.count_nonzero(np.asarray(scores) <= detector.decision(budget).threshold))
     return Misses(missed, len(scores), *share_interval(missed, len(scores), INTERVAL))
-
-
-def counted(known: Calibration, found: Iterable[Inspection], start_anew: bool) -> Calibration:
-    """A calibration by these good images beside those that count already, or in their place.
-
-    The colours of heat maps change only where it starts anew.
-    """
-    scores: list[float] = []
-    peaks: list[float] = []
-    values: list[NDArray[np.float32]] = []
-    for one in found:
-        scores.append(one.score)
-        peaks.append(float(one.anomaly_map.max()))
-        if start_anew:
-            values.append(one.anomaly_map[::4, ::4].ravel())
-    if start_anew:
-        median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-        return replace(known, image_scores=_row(scores), map_peaks=_row(peaks), map_median=median, map_high=high)
-    return replace(known, image_scores=_row([*known.image_scores, *scores]), map_peaks=_row([*known.map_peaks, *peaks]))
-
-
-def _row(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(sorted(values))
 
 
 def _with_misses(detector: Detector) -> Detector:
@@ -195,15 +170,14 @@ def _with_misses(detector: Detector) -> Detector:
     return detector
 
 
-def _inspected(detector: Detector, files: Sequence[Path], progress: bool) -> Iterator[Inspection]:
-    """What inspection says of each file, the next ones being decoded meanwhile; maps are not kept here."""
+def _followed(detector: Detector, files: Sequence[Path], progress: bool) -> Iterator[tuple[Inspection, Row | None]]:
+    """What inspection says of each file, and of whole images what drift is told from; maps are not kept here."""
     if detector.recipe.tiling.side:  # tiles are cut from the image as it comes, and one is held at a time
         for file in files:
-            yield detector.inspect(file)[0]
+            yield detector.inspect(file)[0], None
         return
     source = ImageSource(files, detector.recipe.size, keep=0)
-    coming = ahead(source, range(len(files)), _GROUP)
     with tqdm(total=len(files), disable=not progress, unit="image") as bar:
-        while group := list(islice(coming, _GROUP)):
-            yield from detector.inspect(group)
-            bar.update(len(group))
+        for found in followed(detector, ahead(source, range(len(files)), GROUP)):
+            yield found
+            bar.update()

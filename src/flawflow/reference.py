@@ -11,6 +11,7 @@ from flawflow.drift import PHOTOMETRY, Rows, photometry
 from flawflow.errors import InputError
 from flawflow.types import AnomalyMap, Image
 
+Row = tuple[float, ...]
 STATISTICS = ("score", "level", "latent_energy", "latent_offset", *PHOTOMETRY)
 
 
@@ -22,7 +23,7 @@ class Reference:
         rows: one row of `STATISTICS` for each image, in the order of the images.
     """
 
-    rows: tuple[tuple[float, ...], ...]
+    rows: tuple[Row, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""

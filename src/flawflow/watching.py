@@ -1,6 +1,7 @@
 """A detector and a drift monitor on one stream of images."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from flawflow.detector import Detector, Inspection
 from flawflow.drift import DriftMonitor, DriftSettings, DriftState, Rows
 from flawflow.errors import OptionError
 from flawflow.images import read_image, resize_image
-from flawflow.reference import STATISTICS, Reference, statistics
+from flawflow.reference import STATISTICS, Row, statistics
 from flawflow.types import Image
 from flawflow.workers import at_once
+
+GROUP = 8  # images that are followed one after the other without a look at the next ones
 
 
 def check_whole(detector: Detector) -> None:
@@ -41,15 +44,21 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
     return found, statistics(array, found.anomaly_map, score, [z[0] for z in latents])
 
 
-def refer(detector: Detector, images: Sequence[Image | Path]) -> Reference:
-    """The reference that a detector keeps, from good images that it did not learn from."""
-    every: Callable[..., Iterable[tuple[float, ...]]] = at_once if detector.device.type == "cpu" else map
-    return Reference(tuple(every(lambda image: tuple(follow(detector, image)[1].tolist()), images)))
+def followed(detector: Detector, images: Iterable[Image]) -> Iterator[tuple[Inspection, Row]]:
+    """`follow` of each image, as many at once as PyTorch has threads; a few are held in memory at a time."""
+    every: Callable[..., Iterable[tuple[Inspection, Rows]]] = at_once if detector.device.type == "cpu" else map
+    coming = iter(images)
+    while group := list(islice(coming, GROUP)):
+        for found, row in every(lambda image: follow(detector, image), group):
+            yield found, tuple(row.tolist())
 
 
-def extend(reference: Reference | None, detector: Detector, images: Sequence[Image | Path]) -> Reference:
-    """The reference with further good images; None = from these alone."""
-    return Reference((reference.rows if reference else ()) + refer(detector, images).rows)
+def noting(seen: Iterable[tuple[Inspection, Row | None]], rows: list[Row]) -> Iterator[Inspection]:
+    """The inspections alone; their rows go to the end of ``rows``."""
+    for found, row in seen:
+        if row is not None:
+            rows.append(row)
+        yield found
 
 
 def start_monitor(detector: Detector, settings: DriftSettings) -> DriftMonitor:

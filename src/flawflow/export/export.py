@@ -16,7 +16,6 @@ from flawflow.export.samples import sample_images
 from flawflow.exported import EXPORT_VERSION, ExportedDetector, slack
 from flawflow.features import ImageSource
 from flawflow.files import atomic_path, digest, write_json
-from flawflow.recalibration import counted
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml"}
 Say = Callable[[str], None]
@@ -172,7 +171,7 @@ def _in_eight_bits(
             "Export it without --int8"
         )
     say(f"calibrating on {len(good.fresh)} good images")
-    known = counted(detector.calibration, (one for file in good.fresh for one in exported.inspect(file)), True)
+    known = detector.calibration.counting((one for file in good.fresh for one in exported.inspect(file)), True)
     about |= {"precision": "int8", "calibration": asdict(known), "slack": slack(known), "probe": exported.probe()}
     _written(eight, about, path, kind)
     return {
