@@ -14,7 +14,7 @@ from flawflow.datasets.generated import generate_image
 from flawflow.synthesis import Synthetic
 from flawflow.types import Image
 from league.baselines import cutpaste, differnet, nsa
-from league.baselines.common import Baseline, Clock, Reached
+from league.baselines.common import MEAN, SPREAD, Baseline, Clock, Reached, endless, to_tensor
 
 CPU = torch.device("cpu")
 SMALL_FLOW = differnet.DifferNetSettings(blocks=3, hidden=8)
@@ -44,7 +44,10 @@ def made(name: str, weights: Path) -> Baseline:
             return differnet.DifferNet("resnet18", 2, weights, settings, CPU)
         case "cutpaste":
             return cutpaste.CutPaste(
-                cutpaste.CutPasteBaselineSettings(size=32, patch=16, stride=8, head=(8, 4), epochs=1, batch=2), CPU
+                cutpaste.CutPasteBaselineSettings(
+                    size=32, patch=16, stride=8, head=(8, 4), epochs=1, updates=2, batch=2
+                ),
+                CPU,
             )
     return nsa.Nsa(None, nsa.NsaBaselineSettings(size=64, epochs=1, batch=2), CPU)
 
@@ -84,10 +87,33 @@ def test_one_seed_gives_one_result_and_maps_are_finite(name: str, weights: Path,
 def test_a_training_ends_with_the_epoch_in_which_the_minutes_run_out(images: list[Image]) -> None:
     ticks = iter(np.arange(0.0, 1000.0, 60.0))
     clock = Clock(3, now=lambda: float(next(ticks)))
-    assert list(clock.epochs(10)) == [0, 1, 2]
-    assert list(Clock(math.inf).epochs(4)) == [0, 1, 2, 3]
+    assert list(clock.steps(10)) == [0, 1, 2]
+    assert list(Clock(math.inf).steps(4)) == [0, 1, 2, 3]
     settings = nsa.NsaBaselineSettings(size=64, epochs=50, batch=4)
     assert nsa.Nsa(None, settings, CPU).fit(images, 0, Clock(0)) == Reached(1, 50)
+
+
+def test_cutpaste_ends_with_the_update_and_tells_the_part_of_an_epoch(images: list[Image]) -> None:
+    settings = cutpaste.CutPasteBaselineSettings(size=32, patch=16, stride=8, head=(8, 4), epochs=3, updates=4, batch=2)
+    assert cutpaste.CutPaste(settings, CPU).fit(images, 0, Clock(0)) == Reached(0.25, 3)
+    assert cutpaste.CutPaste(settings, CPU).fit(images, 0, Clock(math.inf)) == Reached(3, 3)
+
+
+def test_updates_are_full_however_few_the_images_and_see_all_alike() -> None:
+    drawn = endless(3, 4, np.random.default_rng(0))
+    seen = [next(drawn) for _ in range(3)]
+    assert [len(batch) for batch in seen] == [4, 4, 4]
+    assert np.bincount(np.concatenate(seen)).tolist() == [4, 4, 4]
+    passes = np.concatenate(seen).reshape(4, 3)
+    assert (np.sort(passes, axis=1) == np.arange(3)).all()
+
+
+def test_colours_are_jittered_a_little_each_time_anew(images: list[Image]) -> None:
+    torch.manual_seed(0)
+    one, two = cutpaste.jittered(images[0]), cutpaste.jittered(images[0])
+    assert one.shape == images[0].shape and one.dtype == np.uint8
+    assert not np.array_equal(one, images[0]) and not np.array_equal(one, two)
+    assert np.abs(one.astype(float) - images[0]).mean() < 60
 
 
 def test_of_the_three_ways_one_is_the_image_itself(images: list[Image]) -> None:
@@ -112,6 +138,32 @@ def test_the_mean_has_no_distance_to_the_gaussian() -> None:
     gaussian = cutpaste.Gaussian(embeddings)
     assert gaussian.distance(gaussian.mean[None])[0] < 1e-6
     assert (gaussian.distance(embeddings) > 0).all()
+
+
+def test_an_image_is_turned_before_it_is_normalised_with_black_corners_and_no_new_colours() -> None:
+    image = np.full((32, 32, 3), 200, np.uint8)
+    image[8:24, 8:24] = 90
+    turned = differnet.rotations(image, [0.0, 45.0], CPU)
+    pixels = turned * torch.tensor(SPREAD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    assert torch.equal(turned[0], to_tensor([image], CPU)[0])
+    assert torch.allclose(pixels[1, :, 0, 0], torch.zeros(3), atol=1e-6)
+    assert np.unique((pixels[1] * 255).round().numpy()).tolist() == [0, 90, 200]
+
+
+@pytest.mark.parametrize(("product", "margin"), [("bottle", 4), ("tile", 0)])
+def test_nsa_looks_at_the_middle_of_an_object_and_at_the_whole_of_a_texture(
+    product: str, margin: int, images: list[Image]
+) -> None:
+    detector = nsa.Nsa(product, nsa.NsaBaselineSettings(size=64, epochs=1, batch=2), CPU)
+    detector.fit(images, 0, Clock(0))
+    assert detector.network is not None
+    score, found = detector.score(images[0])
+    middle = images[0][margin : 64 - margin, margin : 64 - margin]
+    with torch.inference_mode():
+        expected = detector.network(to_tensor([middle], CPU)).sigmoid()[0].numpy()
+    assert found.shape == (64, 64)
+    assert np.array_equal(found, np.pad(expected, margin))
+    assert score == pytest.approx(expected.mean())
 
 
 def test_labels_are_zero_outside_the_defect_and_rise_with_the_change_inside() -> None:

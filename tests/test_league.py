@@ -1,6 +1,7 @@
 """The league: who plays, what a worker is told, that a cell is run once, and what the table says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 from flawflow.backbones.timm_models import make_network
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import generate_image
-from flawflow.errors import OptionError
+from flawflow.errors import DatasetError, OptionError
 from flawflow.evaluation import read_masks
 from flawflow.images import write_image
 from flawflow.types import Sample
 from league import cells
-from league.cells import Cell, Rules, job, measure, run, to_common
+from league.cells import Cell, Rules, job, kept, measure, run, to_common
+from league.checks import check_products, check_settings, products
 from league.methods import CANNOT, METHODS, chosen, model_arguments
 from league.table import table
 
@@ -47,7 +49,7 @@ def cell(product: Path) -> Cell:
     return Cell(BY_NAME["nsa"], "", product, 4, 0)
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, returncode: int = 0) -> list[dict[str, Any]]:
+def fake(monkeypatch: pytest.MonkeyPatch, returncode: int = 0, said: str = "the last words") -> list[dict[str, Any]]:
     """Have cells answered without a process; the jobs that came."""
     jobs: list[dict[str, Any]] = []
 
@@ -61,7 +63,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, returncode: int = 0) -> list[dict[str,
         maps = np.random.default_rng(0).random((count, 8, 8))
         if returncode == 0:
             np.savez(jobs[-1]["out"], scores=maps.max(axis=(1, 2)), maps=maps, facts=facts)
-        return subprocess.CompletedProcess([], returncode, "", "the last words")
+        return subprocess.CompletedProcess([], returncode, "", said)
 
     monkeypatch.setattr(cells, "_worker", worker)
     return jobs
@@ -100,6 +102,111 @@ def test_a_cell_is_run_once_and_a_failed_one_again(cell: Cell, tmp_path: Path, m
         run(cell, replace(RULES, minutes=2.0), tmp_path)
 
 
+def test_a_cell_whose_maps_are_gone_is_run_again(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = fake(monkeypatch)
+    first = run(cell, RULES, tmp_path)
+    (tmp_path / f"{cell.name}.npz").unlink()
+    assert kept(cell, RULES, tmp_path) is None
+    assert run(cell, RULES, tmp_path) == first == kept(cell, RULES, tmp_path)
+    assert len(jobs) == 2 and (tmp_path / f"{cell.name}.npz").exists()
+
+
+def test_a_cell_is_another_on_other_images_and_with_other_weights(
+    cell: Cell, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    file = tmp_path / "resnet18.safetensors"
+    file.write_bytes(b"some")
+    rules = replace(RULES, weights={"resnet18": file})
+    padim = replace(cell, method=BY_NAME["padim"], network="resnet18")
+    row = run(padim, rules, tmp_path)
+    namesake = replace(padim, product=tmp_path / "elsewhere" / product.name)
+    shutil.copytree(product, namesake.product)
+    assert kept(namesake, rules, tmp_path) == row  # the same files in another place
+    shutil.copy(product / "train/good/1.png", namesake.product / "train/good/0.png")
+    with pytest.raises(OptionError, match=f"was run with files {row['files']}: ask for the same"):
+        kept(namesake, rules, tmp_path)
+    file.write_bytes(b"other")
+    with pytest.raises(OptionError, match=f"was run with weights {row['weights']}: ask for the same"):
+        kept(padim, rules, tmp_path)
+
+
+def test_only_ours_is_another_with_another_detector(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    ours = replace(cell, method=BY_NAME["ours-default"])
+    rows = [run(one, RULES, tmp_path) for one in (cell, ours)]
+    monkeypatch.setattr(cells, "FORMAT_VERSION", rows[1]["detector"] + 1)
+    assert kept(cell, RULES, tmp_path) == rows[0]
+    with pytest.raises(OptionError, match=f"was run with detector {rows[1]['detector']}: ask for the same"):
+        kept(ours, RULES, tmp_path)
+
+
+def test_a_row_that_does_not_say_what_it_was_run_on_is_refused(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    row = run(cell, RULES, tmp_path)
+    older = {key: value for key, value in row.items() if key not in ("weights", "files", "detector")}
+    (tmp_path / f"{cell.name}.json").write_text(json.dumps(older))
+    with pytest.raises(OptionError, match="run before its weights, files, detector were recorded: name another folder"):
+        run(cell, RULES, tmp_path)
+
+
+def test_a_process_that_says_nothing_fails_with_its_exit_status(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, returncode=-9, said=" \n")
+    assert "nsa on fabric-4, seed 0: exit status -9." in table([run(cell, RULES, tmp_path)], {})
+
+
+def test_a_schedule_of_steps_is_told_in_the_epochs_that_they_take(cell: Cell, tmp_path: Path) -> None:
+    category = open_folder(cell.product, 0)
+    dinomaly = Cell(replace(BY_NAME["dinomaly"], batch=4), "", cell.product, None, 0)
+    told = job(dinomaly, category, RULES, tmp_path)
+    assert (told["steps"], told["epochs"]) == (5000, 2500)  # six images: two batches of at most four an epoch
+    assert job(replace(dinomaly, shots=4), category, RULES, tmp_path)["epochs"] == 5000
+    uflow = Cell(BY_NAME["uflow"], "", cell.product, None, 0)
+    assert [job(uflow, category, RULES, tmp_path)[name] for name in ("steps", "epochs")] == [0, 200]
+
+
+def test_products_are_told_apart_by_name_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bottle").mkdir()
+    monkeypatch.chdir(tmp_path / "bottle")
+    assert [folder.name for folder in products([".", "../tile"], tmp_path)] == ["bottle", "tile"]
+    for names in (["a/bottle", "b/bottle"], [".", "../bottle"]):
+        with pytest.raises(OptionError, match="more than one product is called bottle"):
+            products(names, tmp_path / "out")
+    with pytest.raises(OptionError, match="more than one product is called"):
+        products(["demo", "demo"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_odd_product_is_told_before_anything_runs(product: Path, tmp_path: Path) -> None:
+    check_products([product], [None, 6], 2)
+    with pytest.raises(DatasetError, match=f"{product} has 6 good images"):
+        check_products([product], [None, 7], 1)
+    with pytest.raises(DatasetError, match="'good' has no test images"):
+        check_products([product, product / "train" / "good"], [None], 1)
+    with pytest.raises(DatasetError, match="nothing is there"):
+        check_products([tmp_path / "nowhere"], [None], 1)
+
+
+def test_settings_are_those_of_baselines_alone() -> None:
+    check_settings(RULES.settings | {"cutpaste": {"head": [8, 4]}})
+    for wrong, said in (
+        ({"padim": {}}, "--settings names padim: only differnet, cutpaste, nsa have settings"),
+        ({"nsa": {"epoch": 1}}, "nsa has no setting epoch: expected some of size, epochs, batch"),
+        ({"nsa": {"epochs": "many"}}, "nsa.epochs is 'many': expected a whole number"),
+        ([1], r"--settings is \[1\]: expected settings by name"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            check_settings(wrong)
+
+
 def test_all_maps_are_measured_at_one_size() -> None:
     rng = np.random.default_rng(0)
     coarse = rng.random((3, 8, 8)).astype(np.float32)
@@ -119,16 +226,30 @@ def test_perfect_maps_measure_one(product: Path) -> None:
 
 def test_the_table_averages_seeds_and_lists_what_was_not_run() -> None:
     row = {"group": "bottle-16", "method": "nsa", "network": "", "size": 256, "note": "from scratch", "planned": 320}
-    row |= {"epochs": 20, "fit_seconds": 60.0, "inspect_ms": 9.0, "peak_mb": 800.0, "settings": {}}
+    row |= {"epochs": 0.1254, "fit_seconds": 60.0, "inspect_ms": 9.0, "peak_mb": 800.0, "settings": {}}
     numbers = dict.fromkeys(("image_auroc", "image_f1_max", "pixel_auroc", "pixel_f1_max"), 0.5) | {"aupro": None}
     rows = [row | numbers | {"seed": 0}, row | numbers | {"seed": 1, "image_auroc": 0.7, "epochs": 30}]
-    broken = {"group": "bottle-16", "method": "uflow", "network": "resnet18", "failed": "Traceback\nno such thing"}
-    text = table([*rows, broken], {"padim resnet18": "no environment with anomalib"})
+    broken = {"group": "bottle-16", "method": "padim", "seed": 1, "failed": "Traceback\nno such thing"}
+    failures = [broken | {"network": "resnet18"}, broken | {"network": "densenet169", "failed": "too large"}]
+    text = table([*rows, *failures], {"padim resnet18": "no environment with anomalib"})
     [line] = [line for line in text.splitlines() if line.startswith("| nsa")]
     assert line.split(" | ")[3:5] == ["0.6000 ± 0.1000", "0.5000 ± 0.0000"]
-    assert "20–30 of 320" in line and " – |" in line
-    assert "uflow on bottle-16: no such thing." in text
+    assert "0.125–30 of 320" in line and " – |" in line and "800 ± 0 | 2 |" in line
+    assert "padim resnet18 on bottle-16, seed 1: no such thing." in text
+    assert "padim densenet169 on bottle-16, seed 1: too large." in text
     assert all(f"- {name}: " in text for name in ("padim resnet18", *CANNOT))
+
+
+def test_the_table_tells_the_card_s_memory_and_what_a_network_lacked() -> None:
+    row = {"group": "bottle-16", "method": "cflow", "network": "resnet18", "size": 256, "note": "", "planned": 200}
+    row |= {"epochs": 1, "fit_seconds": 60.0, "inspect_ms": 9.0, "peak_mb": 800.0, "settings": {}, "seed": 0}
+    row |= dict.fromkeys(("image_auroc", "image_f1_max", "pixel_auroc", "pixel_f1_max", "aupro"), 0.5)
+    lacking = {"peak_gpu_mb": 70.2, "missing_weights": {"count": 4, "first": ["a.weight", "a.bias"]}}
+    text = table([row | lacking], {})
+    assert "| 800 + 70 on the card | 1 |" in text
+    assert "- cflow resnet18: 4 tensors" in text and "a.weight, a.bias, …." in text
+    for whole in ({}, {"missing_weights": {"count": 0, "first": []}}):
+        assert "tensors" not in table([row | whole], {})
 
 
 def test_players_are_known_by_name_and_kept_apart() -> None:
@@ -167,7 +288,7 @@ def test_a_cell_says_what_it_lacks(cell: Cell) -> None:
 def test_one_command_fits_scores_and_draws(product: Path, tmp_path: Path) -> None:
     settings = json.dumps(RULES.settings)
     command = [sys.executable, str(LEAGUE), str(product), "-o", str(tmp_path), "--methods", "nsa", "--shots", "4"]
-    command += ["--seeds", "1", "--common", "32", "--device", "cpu", "--settings", settings]
+    command += ["--seeds", "2", "--common", "32", "--device", "cpu", "--settings", settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "fabric-4-nsa-none-seed0.json").read_text())
@@ -176,3 +297,8 @@ def test_one_command_fits_scores_and_draws(product: Path, tmp_path: Path) -> Non
         assert kept["maps"].shape == (4, 32, 32) and kept["maps"].dtype == np.float16
     assert "nsa with changed settings" in (tmp_path / "league.md").read_text()
     assert (tmp_path / "fabric-4-seed0.png").read_bytes()[:4] == b"\x89PNG"
+    (tmp_path / "fabric-4-nsa-none-seed0.npz").unlink()
+    done = subprocess.run([*command, "--common", "64"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("league: ") and "seed1.json was run with common 32" in done.stderr
+    assert not (tmp_path / "fabric-4-nsa-none-seed0.npz").exists()  # seed 1 was looked at before seed 0 was run

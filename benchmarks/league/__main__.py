@@ -9,8 +9,8 @@ PRODUCT is a folder in a known dataset layout; ``demo`` stands for the generated
 
 OUT gets a file a cell (method, weights, product, shots, seed), the table ``league.md`` and a figure a product. What is
 there is not run again, so a league that was stopped goes on. No method sees a test image before it is fitted, nor ever
-what a test image shows. On a CPU a training ends after 30 minutes at most, with the epoch that is then under way; the
-table says how many epochs that were.
+what a test image shows. On a CPU a training ends after 30 minutes at most, with the epoch that is then under way
+(CutPaste's with the update); the table says how many epochs that were. Ours trains its recipe's few epochs.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from typing import Any
 # Run as a folder, only the folder itself is on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.detector import resolve_device
 from flawflow.errors import FlawflowError
 from flawflow.files import atomic_write, writable_folder
-from league.cells import Cell, Rules, run
+from league.cells import Cell, Rules, kept, run
+from league.checks import SETTINGS, check_products, check_settings, products
 from league.methods import METHODS, chosen
 from league.table import figure, table
 
@@ -43,21 +43,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--anomalib", type=Path, metavar="PYTHON", help="interpreter with the anomalib package")
     made.add_argument("--textures", type=Path, metavar="FOLDER", help="images that DRAEM takes textures from")
     made.add_argument("--methods", help=f"some of {','.join(m.name for m in METHODS)} (default: all)")
-    made.add_argument("--shots", default="all,16", help="good images to learn from (default: all,16)")
+    made.add_argument("--shots", type=shots, default="all,16", help="good images to learn from (default: all,16)")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--size", type=int, default=256, help="input of methods without a size of their own")
     made.add_argument("--common", type=int, default=256, help="side at which all maps are measured")
     made.add_argument("--minutes", type=float, help="longest training (default: 30 on a CPU, the schedule on a GPU)")
     made.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    made.add_argument("--settings", type=json.loads, default={}, metavar="JSON", help="of baselines, for trials")
+    made.add_argument(
+        "--settings", type=json.loads, default={}, metavar="JSON", help=f"of {', '.join(SETTINGS)}, for trials"
+    )
     return made
 
 
-def products(names: list[str], out: Path) -> list[Path]:
-    """The folders; those of the generated line are written first."""
-    if "demo" in names:
-        write_product_line(out / "demo", 0)
-    return [p for name in names for p in ([out / "demo" / p for p in PRODUCTS] if name == "demo" else [Path(name)])]
+def shots(text: str) -> list[int | None]:
+    """``all,16`` → [None, 16]."""
+    if not all(part == "all" or (part.isdecimal() and int(part) > 0) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text} is not all, or numbers from 1 on, as in all,16")
+    return [None if part == "all" else int(part) for part in dict.fromkeys(text.split(","))]
 
 
 def rules(options: argparse.Namespace) -> Rules:
@@ -76,32 +78,37 @@ def rules(options: argparse.Namespace) -> Rules:
 
 
 def main() -> None:
-    """Run every cell that can be run, and write table and figures after each."""
+    """Look at all that was asked for, run every cell that can be run, and write table and figures after each."""
     options = parser().parse_args()
-    out, fixed = writable_folder(options.out), rules(options)
-    shots = [None if text == "all" else int(text) for text in options.shots.split(",")]
+    check_settings(options.settings)
     methods = chosen(options.methods.split(",") if options.methods else None)
-    players = [(method, network) for method in methods for network in method.weights or ("",)]
-    rows: list[dict[str, Any]] = []
+    out, fixed = writable_folder(options.out), rules(options)
+    folders = products(options.products, out)
+    check_products(folders, options.shots, options.seeds)
     missing: dict[str, str] = {}
-    for product, k, seed in itertools.product(products(options.products, out), shots, range(options.seeds)):
+    figures: dict[tuple[Path, int | None, int], list[Cell]] = {}
+    for key in itertools.product(folders, options.shots, range(options.seeds)):
+        cells = [Cell(method, network, *key) for method in methods for network in method.weights or ("",)]
+        lacking = {f"{cell.method.name} {cell.network}".strip(): cell.lacks(fixed) for cell in cells}
+        missing |= {name: reason for name, reason in lacking.items() if reason}
+        figures[key] = [cell for cell in cells if not cell.lacks(fixed)]
+        for cell in figures[key]:
+            kept(cell, fixed, out)  # what cannot stand in one table with the rest is told before hours are spent
+    rows: list[dict[str, Any]] = []
+    for cells in figures.values():
         drawn = []
-        for method, network in players:
-            cell = Cell(method, network, product, k, seed)
-            reason = cell.lacks(fixed)
-            if reason:
-                missing[f"{method.name} {network}".strip()] = reason
-                continue
+        for cell in cells:
             rows.append(run(cell, fixed, out))
             print(cell.name, "failed" if "failed" in rows[-1] else rows[-1]["image_auroc"], flush=True)
             drawn += [] if "failed" in rows[-1] else [cell]
             atomic_write(out / "league.md", table(rows, missing).encode())
         if drawn:
-            figure(drawn, out, out / f"{drawn[0].group}-seed{seed}.png")
+            figure(drawn, out, out / f"{drawn[0].group}-seed{drawn[0].seed}.png")
 
 
 if __name__ == "__main__":
     try:
         main()
     except (FlawflowError, ValueError) as error:
-        raise SystemExit(f"league: {error}") from error
+        print(f"league: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

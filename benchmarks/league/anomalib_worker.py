@@ -29,9 +29,9 @@ from anomalib.models.components.sampling import k_center_greedy
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 
 Job = dict[str, Any]
+Absent = list[tuple[str, torch.Tensor]]
 MEMORY_BANKS = ("Patchcore", "Padim")
 
 
@@ -66,30 +66,35 @@ class Selection:
             yield step
 
 
-def weights_from(file: Path | None) -> None:
-    """Have timm take pretrained weights from this file.
+def weights_from(file: Path | None) -> Absent:
+    """Have timm take pretrained weights from this file; a network of another shape is refused.
 
-    A network of another shape is refused. Tensors that the file lacks keep their random start, which is harmless only
-    where the method does not look at them: they are named.
+    Returns:
+        A list that gets what the file lacks of the network, but for the classifier, which nobody looks through: names
+        and tensors, which keep their random start.
     """
+    absent: Absent = []
 
-    def load(model: nn.Module, *_: Any, **__: Any) -> None:
+    def load(model: Any, *_: Any, **__: Any) -> None:
         if file is None:
             raise SystemExit("the model asks for pretrained weights, and none are at hand")
         known = {name: tensor.float() for name, tensor in load_file(file).items()}
-        wanted = {n for n in model.state_dict() if not n.endswith("num_batches_tracked")}
-        if not wanted & set(known):
+        wanted = {n: t for n, t in model.state_dict(keep_vars=True).items() if not n.endswith("num_batches_tracked")}
+        if not set(wanted) & set(known):
             raise SystemExit(f"{file.name} holds no tensor of the network that the model asks for")
-        missing = sorted({name.split(".")[0] for name in wanted - set(known)})
         model.load_state_dict({n: t for n, t in known.items() if n in wanted}, strict=False)
-        print("weights:", file.name, "without", ", ".join(missing) or "nothing", file=sys.stderr)
+        head = f"{model.pretrained_cfg.get('classifier')}."
+        absent.extend((n, t) for n, t in wanted.items() if n not in known and not n.startswith(head))
 
     timm_builder.load_pretrained = load
+    return absent
 
 
-def build(job: Job) -> Any:
-    """The model, with its preprocessing at the job's size, and nothing that a test image could steer."""
-    weights_from(Path(job["weights"]) if job["weights"] else None)
+def build(job: Job) -> tuple[Any, list[str]]:
+    """The model, with its preprocessing at the job's size, and nothing that a test image could steer; and the names of
+    the tensors in it that are not in the weights file. Levels that it does not look at it has cut off.
+    """
+    absent = weights_from(Path(job["weights"]) if job["weights"] else None)
     kind, arguments, size = getattr(models, job["model"]), dict(job["arguments"]), (job["size"], job["size"])
     plain = {"post_processor": False, "evaluator": False, "visualizer": False}
     if job["model"] == "Dinomaly":
@@ -105,7 +110,22 @@ def build(job: Job) -> Any:
         before, arguments["dtd_dir"] = kind.configure_pre_processor(image_size=size), job["textures"]
     else:
         before = kind.configure_pre_processor(image_size=size)
-    return kind(pre_processor=before, **arguments, **plain)
+    model = kind(pre_processor=before, **arguments, **plain)
+    if job["model"] == "Dinomaly":
+        by_steps(model)
+    inside = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    return model, [name for name, tensor in absent if id(tensor) in inside]
+
+
+def by_steps(model: Any) -> None:
+    """Have Dinomaly's rate rise and fall by steps, as its authors' does: told no interval, a trainer takes epochs."""
+    made = model.configure_optimizers
+
+    def configure() -> dict[str, Any]:
+        [optimizer], [schedule] = made()
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    model.configure_optimizers = configure
 
 
 def fit(model: Any, job: Job, work: Path) -> tuple[int, int]:
@@ -132,6 +152,7 @@ def fit(model: Any, job: Job, work: Path) -> tuple[int, int]:
     k_center_greedy.tqdm = selection
     arguments: Job = {
         "max_epochs": job["epochs"],
+        "max_steps": job["steps"] or -1,
         "accelerator": "gpu" if job["device"] == "cuda" else "cpu",
         "devices": 1,
         "default_root_dir": work,
@@ -162,7 +183,7 @@ def main() -> None:
     lightning.seed_everything(job["seed"])
     with tempfile.TemporaryDirectory() as work:
         started = time.perf_counter()
-        model = build(job)
+        model, missing = build(job)
         epochs, planned = fit(model, job, Path(work))
         seconds = time.perf_counter() - started
     device = torch.device(job["device"])
@@ -170,13 +191,16 @@ def main() -> None:
     score(model, job["test"][0], device)
     started = time.perf_counter()
     found = [score(model, file, device) for file in job["test"]]
-    facts = {
+    facts: Job = {
         "fit_seconds": seconds,
         "inspect_ms": 1000 * (time.perf_counter() - started) / len(found),
         "epochs": epochs,
         "planned": planned,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "missing_weights": {"count": len(missing), "first": missing[:3]},
     }
+    if job["device"] == "cuda":
+        facts["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
     scores, maps = zip(*found, strict=True)
     np.savez(job["out"], scores=np.array(scores), maps=np.stack(maps), facts=json.dumps(facts))
 

@@ -1,6 +1,8 @@
 """A cell of the league: one method on one product with one seed, run in a process of its own and measured here."""
 
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,10 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from flawflow.artefact import FORMAT_VERSION
 from flawflow.datasets import draw_shots, open_folder
 from flawflow.errors import OptionError
 from flawflow.evaluation import read_masks
-from flawflow.files import atomic_path, write_json
+from flawflow.files import atomic_path, digest, write_json
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
 from flawflow.types import Category, Sample
 from league.methods import Method, model_arguments
@@ -105,38 +108,61 @@ def job(cell: Cell, category: Category, rules: Rules, out: Path) -> dict[str, An
         "textures": str(rules.textures) if rules.textures else None,
         "model": method.model,
         "arguments": model_arguments(method, cell.network),
-        "epochs": method.epochs,
+        # A schedule that counts steps: the epochs that they take.
+        "epochs": math.ceil(method.steps / math.ceil(len(train) / method.batch)) if method.steps else method.epochs,
+        "steps": method.steps,
         "batch": method.batch,
         "train": [str(sample.path.resolve()) for sample in train],
         "out": str(out),
     }
 
 
-def run(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any]:
-    """Run a cell, or read it where it was run before; its row, also written to ``folder``.
-
-    A cell that fails has the end of what its process said under ``failed``; it is tried again the next time.
-
-    Raises:
-        OptionError: the folder holds the cell as it was run under other rules.
-    """
-    file = folder / f"{cell.name}.json"
-    asked = {
+def asked(cell: Cell, rules: Rules, category: Category) -> dict[str, Any]:
+    """What a cell was run with, by rules and by content: a row that differs in any of it is another cell's."""
+    files = {one for sample in (*category.train, *category.test) for one in (sample.path, sample.mask_path) if one}
+    listed = sorted(f"{os.path.relpath(file, cell.product)} {file.stat().st_size}" for file in files)
+    return {
         "size": cell.method.size or rules.size,
         "common": rules.common,
         "minutes": rules.minutes,
         "device": rules.device,
         "settings": rules.settings.get(cell.method.name, {}),
+        "weights": digest(rules.weights[cell.network]) if cell.network else "",
+        "files": hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16],
+        "detector": FORMAT_VERSION if cell.method.kind == "ours" else None,
     }
-    if file.exists():
-        kept: dict[str, Any] = json.loads(file.read_text())
-        differ = [f"{key} {kept.get(key)}" for key, value in asked.items() if kept.get(key) != value]
-        if "failed" not in kept and differ:
-            raise OptionError(f"{file} was run with {', '.join(differ)}: ask for the same, or name another folder")
-        if "failed" not in kept:
-            return kept
+
+
+def kept(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any] | None:
+    """The row of a cell that was run before; None = it is to be run: it never was, it failed, or its maps are gone.
+
+    Raises:
+        OptionError: the folder holds the cell as it was run under other rules, with other weights or on other images.
+    """
+    file = folder / f"{cell.name}.json"
+    if not file.exists() or not (folder / f"{cell.name}.npz").exists():
+        return None
+    row: dict[str, Any] = json.loads(file.read_text())
+    if "failed" in row:
+        return None
+    now = asked(cell, rules, open_folder(cell.product, cell.seed))
+    if absent := [key for key in now if key not in row]:
+        raise OptionError(f"{file} was run before its {', '.join(absent)} were recorded: name another folder")
+    if differ := [f"{key} {row[key]}" for key, value in now.items() if row[key] != value]:
+        raise OptionError(f"{file} was run with {', '.join(differ)}: ask for the same, or name another folder")
+    return row
+
+
+def run(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any]:
+    """Run a cell, or read it where it was run before (`kept`); its row, also written to ``folder``.
+
+    A cell that fails has the end of what its process said under ``failed``; it is tried again the next time.
+    """
+    if (before := kept(cell, rules, folder)) is not None:
+        return before
+    file = folder / f"{cell.name}.json"
     category = open_folder(cell.product, cell.seed)
-    row: dict[str, Any] = asked | {
+    row: dict[str, Any] = asked(cell, rules, category) | {
         "group": cell.group,
         "method": cell.method.name,
         "network": cell.network,
@@ -149,7 +175,7 @@ def run(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any]:
         (Path(work) / "job.json").write_text(json.dumps(told))
         done = _worker(cell, rules, Path(work) / "job.json")
         if done.returncode or not out.exists():
-            row["failed"] = (done.stdout + done.stderr)[-_TAIL:] or f"exit status {done.returncode}"
+            row["failed"] = (done.stdout + done.stderr).strip()[-_TAIL:] or f"exit status {done.returncode}"
             write_json(file, row)
             return row
         with np.load(out) as found:

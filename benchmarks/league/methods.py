@@ -25,6 +25,7 @@ class Method:
         arguments: that class's, beside the backbone's name and layers.
         layers: by network, where it looks at several.
         epochs, batch: the published schedule.
+        steps: of a schedule that counts these; its epochs then follow from the number of images. 0 = it counts epochs.
         note: how it departs from what was published.
     """
 
@@ -36,6 +37,7 @@ class Method:
     arguments: dict[str, Any] = field(default_factory=dict)
     layers: dict[str, list[str]] = field(default_factory=dict)
     epochs: int = 1
+    steps: int = 0
     batch: int = 32
     note: str = ""
 
@@ -45,7 +47,7 @@ METHODS = (
     Method("ours-deit", "ours", (DEIT,), 512, note="recipe `deit` as it comes"),
     Method("ours-default", "ours", (), 448, note="recipe `default` as it comes, on the embedded network"),
     Method("differnet", "baseline", (RESNET,), 448, note="ResNet-18 up to its third stage instead of AlexNet"),
-    Method("cutpaste", "baseline", (), 256, note="three-way, from scratch"),
+    Method("cutpaste", "baseline", (), 256, note="three-way, from scratch; an epoch is 256 updates"),
     Method("nsa", "baseline", (), 256, note="logistic labels, from scratch"),
     Method(
         "patchcore",
@@ -70,18 +72,20 @@ METHODS = (
     Method(
         "cflow",
         "anomalib",
-        (RESNET,),
+        (RESNET, DENSENET),
         model="Cflow",
-        layers={RESNET: _STAGES[RESNET]},
+        # "features.norm5" is what follows the fourth dense block.
+        layers={RESNET: _STAGES[RESNET], DENSENET: [*_STAGES[DENSENET][1:], "features.norm5"]},
         epochs=200,
-        note="stages 1–3, since the weights file holds no fourth; 25 × 8 passes",
+        note="published with stages 2–4 of WideResNet-50; 1–3 of ResNet-18, since the weights file holds no fourth; "
+        "25 × 8 passes",
     ),
     Method(
         "supersimplenet",
         "anomalib",
-        (RESNET,),
+        (RESNET, DENSENET),
         model="Supersimplenet",
-        layers={RESNET: _STAGES[RESNET][-2:]},
+        layers={network: _STAGES[network][-2:] for network in (RESNET, DENSENET)},
         epochs=300,
         note="published with WideResNet-50",
     ),
@@ -91,9 +95,10 @@ METHODS = (
         "anomalib",
         (DEIT,),
         model="Dinomaly",
-        epochs=500,
+        steps=5000,
         batch=16,
-        note="published with DINOv2 ViT-B",
+        note="published with DINOv2 ViT-B; its learning rate follows 5000 steps as published, for which the package "
+        "takes epochs",
     ),
     Method(
         "draem",
@@ -123,7 +128,8 @@ def model_arguments(method: Method, network: str) -> dict[str, Any]:
 CANNOT = {
     "CS-Flow": "its features are EfficientNet-B5's, whose 304 channels the package fixes; no such weights are at hand",
     "EfficientAD": "its student learns from a teacher distilled beforehand, whose weights are not at hand",
-    "FastFlow on CaiT-M48, U-Flow on CaiT": "no CaiT weights are at hand",
+    "FastFlow and U-Flow on CaiT": "no CaiT weights are at hand",
+    "FastFlow and U-Flow on DenseNet-169 and DeiT-Tiny": "the package builds them on networks of a list, not on these",
     "Dinomaly on DINOv2": "no DINOv2 weights are at hand",
 }
 

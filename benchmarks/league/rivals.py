@@ -65,11 +65,12 @@ def main() -> None:
             "train": images,
             "batch": batch,
             "epochs": epochs,
+            "steps": 0,
             "minutes": None,
             "seed": 0,
             "device": "cpu",
         }
-        model = build(job)
+        model, _ = build(job)
         with tempfile.TemporaryDirectory() as work:
             fit(model, job, Path(work))
         whole = Whole(model).eval().requires_grad_(False)

@@ -39,10 +39,13 @@ def table(rows: Sequence[dict[str, Any]], missing: dict[str, str]) -> str:
         lines.append("")
     notes = {row["method"]: row["note"] for row in done if row["note"]}
     lines += [f"- {name}: {note}." for name, note in notes.items()]
+    lines += [f"- {name}: {note}." for name, note in dict(map(_incomplete, done)).items() if note]
     changed = {row["method"]: row["settings"] for row in done if row["settings"]}
     lines += [f"- {name} with changed settings: {settings}." for name, settings in changed.items()]
     broken = {
-        f"{row['method']} on {row['group']}": row["failed"].strip().splitlines()[-1] for row in rows if "failed" in row
+        f"{_player(row)} on {row['group']}, seed {row['seed']}": row["failed"].splitlines()[-1]
+        for row in rows
+        if "failed" in row
     }
     lines += ["", "Not run:", ""]
     lines += [f"- {name}: {reason}." for name, reason in (broken | missing | CANNOT).items()]
@@ -54,9 +57,24 @@ def _line(rows: Sequence[dict[str, Any]]) -> str:
     cells = [first["method"], first["network"] or "–", str(first["size"])]
     cells += [_mean([row[name] for row in rows], 4) for name in MEASURED]
     epochs = sorted({row["epochs"] for row in rows})
-    cells.append(f"{'–'.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))} of {first['planned']}")
+    reached = dict.fromkeys(f"{round(one, 3):.10g}" for one in (epochs[0], epochs[-1]))
+    cells.append(f"{'–'.join(reached)} of {first['planned']}")
     cells += [_mean([row[name] for row in rows], 0) for name in ("fit_seconds", "inspect_ms", "peak_mb")]
+    if card := [row["peak_gpu_mb"] for row in rows if "peak_gpu_mb" in row]:
+        cells[-1] += f" + {_mean(card, 0)} on the card"
     return "| " + " | ".join([*cells, str(len(rows))]) + " |"
+
+
+def _player(row: dict[str, Any]) -> str:
+    return f"{row['method']} {row['network']}".strip()
+
+
+def _incomplete(row: dict[str, Any]) -> tuple[str, str]:
+    """Who it is, and what its network lacked; "" = nothing."""
+    missing = row.get("missing_weights", {"count": 0, "first": []})
+    names = ", ".join(missing["first"]) + (", …" if missing["count"] > len(missing["first"]) else "")
+    text = f"{missing['count']} tensors that it looks through are not in the weights file and stayed random: {names}"
+    return _player(row), text if missing["count"] else ""
 
 
 def _mean(values: Sequence[float | None], digits: int) -> str:

@@ -88,6 +88,8 @@ def main() -> None:
     found = [score(read_image(Path(name))) for name in job["test"]]
     facts["inspect_ms"] = 1000 * (time.perf_counter() - started) / len(found)
     facts["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if job["device"] == "cuda":
+        facts["peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
     scores, maps = zip(*found, strict=True)
     np.savez(job["out"], scores=np.array(scores), maps=np.stack(maps), facts=json.dumps(facts))
 

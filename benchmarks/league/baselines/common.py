@@ -16,24 +16,27 @@ MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Clock:
-    """Counts the minutes of a training from its creation; a training ends with the epoch in which they run out."""
+    """Counts the minutes of a training from its creation; a training ends with the step in which they run out."""
 
     def __init__(self, minutes: float, now: Callable[[], float] = time.perf_counter) -> None:
         self.minutes, self.now, self.began = minutes, now, now()
 
-    def epochs(self, planned: int, share: float = 1.0) -> Iterator[int]:
-        """0 … planned − 1, or fewer where this share of the minutes is spent; one at least."""
-        for epoch in range(planned):
-            yield epoch
+    def steps(self, planned: int, share: float = 1.0) -> Iterator[int]:
+        """0 … planned − 1, or fewer where this share of the minutes is spent; one at least.
+
+        A step is what cannot be cut: an epoch, or an update where an epoch takes longer than the minutes.
+        """
+        for step in range(planned):
+            yield step
             if self.now() - self.began >= 60 * self.minutes * share:
                 return
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far a training came: ``epochs`` of the ``planned`` ones."""
+    """How far a training came: ``epochs`` of the ``planned`` ones; a part of an epoch counts as that part."""
 
-    epochs: int
+    epochs: float
     planned: int
 
 
@@ -55,13 +58,32 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def to_tensor(images: Sequence[Image], device: torch.device) -> Tensor:
-    """uint8 images of one size (H, W, 3) → float32 (B, 3, H, W), normalised by ImageNet's mean and spread."""
-    pixels = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
+def to_pixels(images: Sequence[Image], device: torch.device) -> Tensor:
+    """uint8 images of one size (H, W, 3) → float32 (B, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) in [0, 1] by ImageNet's mean and spread."""
     return (pixels - pixels.new_tensor(MEAN)[:, None, None]) / pixels.new_tensor(SPREAD)[:, None, None]
+
+
+def to_tensor(images: Sequence[Image], device: torch.device) -> Tensor:
+    """uint8 images of one size (H, W, 3) → float32 (B, 3, H, W), normalised."""
+    return normalised(to_pixels(images, device))
 
 
 def batches(count: int, size: int, rng: np.random.Generator) -> list[list[int]]:
     """0 … count − 1 in random order, cut into batches; the last may be smaller."""
     order = rng.permutation(count).tolist()
     return [order[start : start + size] for start in range(0, count, size)]
+
+
+def endless(count: int, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
+    """Batches of this size for ever, of one random order of 0 … count − 1 after the other."""
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < size:
+            waiting += rng.permutation(count).tolist()
+        yield waiting[:size]
+        waiting = waiting[size:]

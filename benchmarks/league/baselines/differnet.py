@@ -1,8 +1,9 @@
 """DifferNet (Rudolph, Wandt & Rosenhahn, "Same Same But DifferNet", WACV 2021): a flow over pooled features.
 
-Settings are those of the authors' published code. They take AlexNet's 256 channels, averaged over all places, at three
-image sizes; here the last level of any convolutional network with local weights takes its place (ResNet-18 up to its
-third stage has 256 channels too, and the flow then has the published 172.1 million parameters).
+Settings are those of the authors' published code; as there, images are turned before they are normalised, by the
+nearest pixel and with black corners. They take AlexNet's 256 channels, averaged over all places, at three image sizes;
+here the last level of any convolutional network with local weights takes its place (ResNet-18 up to its third stage has
+256 channels too, and the flow then has the published 172.1 million parameters).
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from flawflow.backbones.timm_models import TimmLevels, make_network
 from flawflow.backbones.weights import pick_tensors, read_tensors
 from flawflow.images import resize_image
 from flawflow.types import AnomalyMap, Image
-from league.baselines.common import Clock, Reached, batches, seeded, to_tensor
+from league.baselines.common import Clock, Reached, batches, normalised, seeded, to_pixels, to_tensor
 
 _CHUNK = 8
 
@@ -155,7 +156,7 @@ class DifferNet:
                 self.flow.parameters(), s.learning_rate, betas=(0.8, 0.8), eps=1e-4, weight_decay=1e-5
             )
             done = 0
-            for _ in clock.epochs(s.epochs):
+            for _ in clock.steps(s.epochs):
                 for batch in batches(len(pixels), s.batch, rng):
                     with torch.no_grad():
                         features = torch.cat([self._turned_features(pixels[i], rng) for i in batch])
@@ -167,8 +168,7 @@ class DifferNet:
 
     def _turned_features(self, image: Image, rng: np.random.Generator) -> Tensor:
         s = self.settings
-        x = to_tensor([image], self.device)[0]
-        turned = torch.stack([_rotated(x, angle) for angle in rng.uniform(-180, 180, s.turns)])
+        turned = rotations(image, rng.uniform(-180, 180, s.turns).tolist(), self.device)
         return self._features(turned + s.noise * torch.randn_like(turned))
 
     def _features(self, x: Tensor) -> Tensor:
@@ -183,22 +183,23 @@ class DifferNet:
         """Mean z² over rotations; the map is the squared mean of the loss's smoothed input gradients, turned back."""
         assert self.flow is not None, "fit comes first"
         s = self.settings
-        x = to_tensor([resize_image(image, s.size)], self.device)[0]
+        resized = resize_image(image, s.size)
         angles = [360.0 * k / s.rotations for k in range(s.rotations)]
         squares, total = 0.0, np.zeros((s.size, s.size), np.float64)
         for start in range(0, len(angles), _CHUNK):
             chunk = angles[start : start + _CHUNK]
-            turned = torch.stack([_rotated(x, angle) for angle in chunk]).requires_grad_()
+            turned = rotations(resized, chunk, self.device).requires_grad_()
             z, log_det = self.flow(self._features(turned))
             # A sum instead of the mean: no image's gradient then depends on how many share its batch.
             [gradient] = torch.autograd.grad(loss(z, log_det) * len(chunk), turned)
             squares += float(z.detach().square().mean(dim=1).sum())
             for one, angle in zip(gradient, chunk, strict=True):
-                back = _rotated(one, -angle).permute(1, 2, 0).cpu().numpy()
+                back = TF.rotate(one, -angle, TF.InterpolationMode.BILINEAR).permute(1, 2, 0).cpu().numpy()
                 total += np.abs(cv2.GaussianBlur(back, (0, 0), 3.0)).mean(axis=2)
         return squares / s.rotations, np.asarray((total / s.rotations) ** 2, np.float32)
 
 
-def _rotated(x: Tensor, degrees: float) -> Tensor:
-    turned: Tensor = TF.rotate(x, float(degrees), TF.InterpolationMode.BILINEAR)
-    return turned
+def rotations(image: Image, degrees: Sequence[float], device: torch.device) -> Tensor:
+    """A uint8 image (S, S, 3) turned by each angle, then normalised: (B, 3, S, S); what it does not cover is black."""
+    [pixels] = to_pixels([image], device)
+    return normalised(torch.stack([TF.rotate(pixels, angle, TF.InterpolationMode.NEAREST) for angle in degrees]))

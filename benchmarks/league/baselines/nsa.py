@@ -2,7 +2,7 @@
 
 The authors' best variant: a ResNet-18 encoder and a small decoder learn, from scratch, the map of synthetic defects;
 what a changed pixel should read is a logistic function of how much it changed. Settings are those of the authors'
-published code, but for what is marked [C], which is remembered.
+published code.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class NsaBaselineSettings:
     """The published settings.
 
     Attributes:
-        size: side that objects are resized to, and that all are scored at; textures are resized to 33/32 of it.
+        size: side that objects are resized to, and that all maps have; textures are trained on at 33/32 of it.
         epochs: 320; products of `LONG` get 7/4 of it.
         batch: images in a step.
         learning_rate, minimum_rate: Adam's rate falls from the first to the second by a cosine.
@@ -111,12 +111,14 @@ class Nsa:
     def __init__(self, product: str | None, settings: NsaBaselineSettings, device: torch.device) -> None:
         self.product, self.settings, self.device = product, settings, device
         self.network: EncoderDecoder | None = None
+        self.texture = False
 
     def fit(self, images: Sequence[Image], seed: int, clock: Clock) -> Reached:
         """See `Baseline`."""
         s = self.settings
         found = automatic_settings(images) if self.product is None else nsa_settings(self.product)
         planned = s.epochs * 7 // 4 if self.product in LONG else s.epochs
+        self.texture = found.texture
         side = s.size * 33 // 32 if found.texture else s.size
         pixels = [resize_image(image, side) for image in images]
         rng = np.random.default_rng(seed)
@@ -125,7 +127,7 @@ class Nsa:
             adam = torch.optim.Adam(self.network.parameters(), s.learning_rate)
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, planned, s.minimum_rate)
             done = 0
-            for epoch in clock.epochs(planned):
+            for epoch in clock.steps(planned):
                 for batch in batches(len(pixels), s.batch, rng):
                     drawn = [self._draw(pixels, i, epoch, seed, found) for i in batch]
                     x = to_tensor([one.defective for one in drawn], self.device)
@@ -155,11 +157,17 @@ class Nsa:
 
     @torch.inference_mode()
     def score(self, image: Image) -> tuple[float, AnomalyMap]:
-        """The network's map, each value in (0, 1), and its mean [C]."""
+        """The network's map, each value in (0, 1), and its mean.
+
+        Of objects the network learned crops of 7/8: it is shown the middle one, and the map is 0 around it.
+        """
         assert self.network is not None, "fit comes first"
-        x = to_tensor([resize_image(image, self.settings.size)], self.device)
-        found = self.network(x).sigmoid()[0].float().cpu().numpy()
-        return float(found.mean()), np.asarray(found, np.float32)
+        side = self.settings.size
+        shown = side if self.texture else side * 7 // 8
+        before = (side - shown) // 2
+        middle = resize_image(image, side)[before : before + shown, before : before + shown]
+        found = self.network(to_tensor([middle], self.device)).sigmoid()[0].float().cpu().numpy()
+        return float(found.mean()), np.pad(found, (before, side - shown - before)).astype(np.float32)
 
 
 def labels(drawn: Synthetic, steepness: float, middle: float) -> NDArray[np.float32]:

@@ -1,0 +1,73 @@
+"""What is looked at before any cell is run: no odd name, product or setting ends a league after hours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flawflow.configs import read_settings
+from flawflow.datasets import open_folder
+from flawflow.datasets.generated import PRODUCTS, write_product_line
+from flawflow.errors import DatasetError, OptionError
+from flawflow.evaluation import check_test_images
+from flawflow.types import Sample
+from league.baselines.cutpaste import CutPasteBaselineSettings
+from league.baselines.differnet import DifferNetSettings
+from league.baselines.nsa import NsaBaselineSettings
+
+SETTINGS: dict[str, type] = {
+    "differnet": DifferNetSettings,
+    "cutpaste": CutPasteBaselineSettings,
+    "nsa": NsaBaselineSettings,
+}
+
+
+def products(names: Sequence[str], out: Path) -> list[Path]:
+    """The folders, resolved, for ``.`` has no name; those of the generated line are written first.
+
+    Raises:
+        OptionError: two have one name, by which the files of their cells are called.
+    """
+    folders = [f for name in names for f in ([out / "demo" / p for p in PRODUCTS] if name == "demo" else [Path(name)])]
+    folders = [folder.resolve() for folder in folders]
+    called = [folder.name for folder in folders]
+    twice = sorted({name for name in called if called.count(name) > 1})
+    if twice:
+        raise OptionError(
+            f"more than one product is called {', '.join(twice)}: a cell is known by its product's name, so rename a "
+            "folder, or run them one by one into folders of their own"
+        )
+    if "demo" in names:
+        write_product_line(out / "demo", 0)
+    return folders
+
+
+def check_settings(settings: Any) -> None:
+    """Raises OptionError where settings are not those of baselines, by name."""
+    known = ", ".join(SETTINGS)
+    if not isinstance(settings, dict):
+        raise OptionError(f"--settings is {settings!r}: expected settings by name, of some of {known}")
+    if unknown := [name for name in settings if name not in SETTINGS]:
+        raise OptionError(f"--settings names {', '.join(unknown)}: only {known} have settings")
+    for name, changes in settings.items():
+        read_settings(SETTINGS[name], changes, name)
+
+
+def check_products(folders: Sequence[Path], shots: Sequence[int | None], seeds: int) -> None:
+    """Open each product for each seed, and read its test images and masks.
+
+    Raises:
+        DatasetError: a folder is no product, has no test images, or fewer good images than are to be drawn.
+        ImageError: a test image or mask cannot be read.
+    """
+    most = max((k or 1 for k in shots), default=1)
+    for folder in folders:
+        read: set[tuple[Sample, ...]] = set()
+        for seed in range(seeds):
+            category = open_folder(folder, seed)
+            if len(category.train) < most:
+                raise DatasetError(
+                    f"{folder} has {len(category.train)} good images to learn from: ask for no more by --shots"
+                )
+            if category.test not in read:  # a dataset without a split of its own has other ones for each seed
+                check_test_images(category)
+            read.add(category.test)
