@@ -1,5 +1,6 @@
 """Laws of choosing a recipe: the rule is followed, and the detector is the one that its recipe alone gives."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from flawflow.choosing import TRIED, Verdict, checkpoints, judge
 from flawflow.cli import main
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
-from flawflow.errors import OptionError
+from flawflow.errors import OptionError, WeightsError
 from flawflow.fitting import split
 from flawflow.recipe import Recipe, candidates, named_recipe
 from flawflow.training import Epoch
@@ -49,29 +50,83 @@ def test_the_chosen_detector_is_the_one_of_its_recipe_alone(product: Path) -> No
 auroc = st.integers(0, 40).map(lambda n: n / 40)
 
 
-@given(st.lists(st.tuples(auroc, auroc, st.sampled_from([0.0, 0.05])), min_size=2, max_size=5))
-def test_a_later_recipe_is_chosen_only_beyond_the_error(found: list[tuple[float, float, float]]) -> None:
-    verdicts = [Verdict(*one) for one in found]
-    recipes = [replace(SMALL, name=str(number)) for number in range(len(found))]
+def pretended_choice(
+    verdicts: Sequence[Verdict], seconds: Sequence[float], minutes: float | None
+) -> tuple[Any, list[int], list[str]]:
+    """What is chosen of recipes that fare and last so, by their own clock; which were tried, in turn; what is said."""
+    recipes = [replace(SMALL, name=str(number)) for number in range(len(verdicts))]
+    clock, tried, said = [0.0], [], []
 
     def pretended(_: Category, recipe: Recipe, **__: Any) -> Any:
+        tried.append(int(recipe.name))
+        clock[0] += seconds[tried[-1]]
         return SimpleNamespace(recipe=recipe, provenance={})
-
-    def judged(detector: Any, *_: Any) -> Verdict:
-        return verdicts[int(detector.recipe.name)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "fit", pretended)
         patch.setattr(choosing, "split", lambda *_: ((), ()))
-        patch.setattr(choosing, "judge", judged)
-        best = fit_best(Category("made up", "folder", (), (), None), recipes)
-    chosen = int(best.recipe.name)
-    assert all(
-        verdicts[later].quality <= verdicts[chosen].quality + verdicts[chosen].error
-        for later in range(chosen, len(verdicts))
-    )
-    assert all(verdicts[chosen].quality > verdicts[earlier].quality for earlier in range(chosen))
-    assert [one["chosen"] for one in best.provenance[TRIED]] == [n == chosen for n in range(len(verdicts))]
+        patch.setattr(choosing, "judge", lambda detector, *_: verdicts[int(detector.recipe.name)])
+        patch.setattr(choosing, "_cost", lambda recipe, _: seconds[int(recipe.name)])
+        patch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+        made_up = Category("made up", "folder", (), (), None)
+        return fit_best(made_up, recipes, minutes=minutes, say=said.append), tried, said
+
+
+lasting = st.tuples(auroc, auroc, st.sampled_from([0.0, 0.05]), st.integers(1, 600))
+
+
+@given(st.lists(lasting, min_size=2, max_size=5), st.booleans())
+def test_a_later_recipe_is_chosen_only_beyond_the_error(
+    found: list[tuple[float, float, float, int]], limited: bool
+) -> None:
+    """Whether or not there is a limit that is not reached, and whichever recipe is therefore tried first."""
+    verdicts, seconds = [Verdict(*one[:3]) for one in found], [one[3] for one in found]
+    best, tried, _ = pretended_choice(verdicts, seconds, sum(seconds) / 60 + 1 if limited else None)
+    first = seconds.index(min(seconds))
+    rest = [number for number in range(len(found)) if number != first]
+    assert tried == ([first, *rest] if limited else list(range(len(found))))
+    # The rule, word for word.
+    chosen = 0
+    for number, verdict in enumerate(verdicts):
+        if verdict.quality > verdicts[chosen].quality + verdicts[chosen].error:
+            chosen = number
+    assert best.recipe.name == str(chosen)
+    recorded = [(int(one["recipe"].split()[0]), one["seconds"], one["chosen"]) for one in best.provenance[TRIED]]
+    assert recorded == [(number, seconds[number], number == chosen) for number in range(len(found))]
+
+
+@given(st.lists(lasting, min_size=2, max_size=5), st.integers(1, 1500))
+def test_what_would_overrun_the_minutes_is_left_out(found: list[tuple[float, float, float, int]], limit: int) -> None:
+    """Where each takes what its cost says, the minutes are kept, and nothing is left out that they had room for."""
+    verdicts, seconds = [Verdict(*one[:3]) for one in found], [one[3] for one in found]
+    best, tried, said = pretended_choice(verdicts, seconds, (limit + 0.5) / 60)
+    assert tried[0] == seconds.index(min(seconds)) and tried[1:] == sorted(tried[1:])
+    assert len(tried) == 1 or sum(seconds[number] for number in tried) <= limit
+    for number in set(range(len(found))) - set(tried):
+        before = [tried[0], *(one for one in tried[1:] if one < number)]
+        assert sum(seconds[one] for one in before) + seconds[number] > limit
+        assert any(line.startswith(f"not tried: {number} (") for line in said)
+    assert [int(one["recipe"].split()[0]) for one in best.provenance[TRIED]] == sorted(tried)
+
+
+def test_what_a_recipe_takes_is_told_from_its_networks_pixels_and_views() -> None:
+    filters, default = named_recipe("filters"), named_recipe("default")
+    ordered = [
+        filters,
+        default.change({"size": "256"}),
+        default,
+        default.change({"beside.name": "compact", "beside.taps": "[2]"}),
+    ]
+    costs = [choosing._cost(recipe, None) for recipe in ordered]
+    assert costs == sorted(costs) and costs[0] < 0.5 * costs[1] < 0.25 * costs[2]
+    one_view = choosing._cost(default.change({"scoring.shift": "0"}), None)
+    assert costs[2] == pytest.approx(2 * one_view - choosing._READING)
+
+
+def test_weights_that_are_missing_are_told_before_any_fit(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "fit", lambda *_, **__: pytest.fail("something was fitted"))
+    with pytest.raises(WeightsError, match="absent.safetensors"):
+        fit_best(product, [named_recipe("deit"), SMALL], minutes=60, weights=product / "absent.safetensors")
 
 
 def test_a_detector_that_sees_better_is_judged_better(product: Path) -> None:
@@ -102,12 +157,13 @@ def test_tiles_are_judged_by_the_epochs_of_both_branches() -> None:
     assert found.image_auroc == pytest.approx(0.8) and found.pixel_auroc == pytest.approx(0.65)
 
 
-def test_when_the_time_is_spent_no_other_is_begun(product: Path) -> None:
+def test_in_no_time_the_cheapest_alone_is_tried(product: Path) -> None:
     told: list[str] = []
     store = StoreOptions(keep=False)
-    best = fit_best(product, [SMALL, BLIND], minutes=1e-9, device="cpu", store=store, say=told.append)
-    assert best.recipe.name == SMALL.name and len(best.provenance[TRIED]) == 1
-    assert any("not tried: blind" in line for line in told)
+    larger = SMALL.change({"size": "96"})
+    best = fit_best(product, [larger, SMALL], minutes=1e-9, device="cpu", store=store, say=told.append)
+    assert best.recipe.size == SMALL.size and len(best.provenance[TRIED]) == 1
+    assert any(line.startswith("not tried: filters (96 px") for line in told)
 
 
 def test_what_cannot_be_chosen_from_is_refused(product: Path) -> None:

@@ -51,6 +51,10 @@ def setting(root: Path, output: Path, **more: Any) -> Setting:
     return Setting(root, output, RECIPE, device="cpu", store=StoreOptions(keep=False), **more)
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise InputError("no fit here")
+
+
 @pytest.fixture(scope="module")
 def ablations(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     output = tmp_path_factory.mktemp("out")
@@ -90,16 +94,39 @@ def test_ablations_share_the_cell_that_is_the_recipe_itself(ablations: tuple[Pat
 def test_a_cell_that_is_there_is_not_run_again(
     root: Path, ablations: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise InputError("no fit here")
-
     output, texts = Path(shutil.copytree(ablations[0], tmp_path / "copy")), ablations[1]
     monkeypatch.setattr(reproduction, "fit", refuse)
     again, faults = reproduce(("table9", "table10"), setting(root, output))
     assert again == texts and faults == []
     # Another seed is another cell.
-    _, faults = reproduce(("table9",), setting(root, output, seed=1))
+    again, faults = reproduce(("table9",), setting(root, output, seed=1))
     assert len(faults) == 4
+    [line] = [one for one in again["table9"].splitlines() if "no fit here" in one]
+    assert line == "Failed, and in no mean of ours: tile, bottle (unsupervised, self-supervised): no fit here"
+
+
+def test_a_cell_is_that_of_its_images_wherever_they_lie_and_of_its_kind_of_detector(
+    root: Path, ablations: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, elsewhere = (Path(shutil.copytree(one, tmp_path / one.name)) for one in (ablations[0], root))
+    monkeypatch.setattr(reproduction, "fit", refuse)
+    same, faults = reproduce(("table9",), setting(elsewhere, output))
+    assert same["table9"] == ablations[1]["table9"] and faults == []
+    good = sorted((elsewhere / "mvtec_ad" / "tile" / "train" / "good").iterdir())
+    for change in (
+        lambda: good[0].write_bytes(bytes(reversed(good[0].read_bytes()))),  # of the same size
+        lambda: good[1].write_bytes(good[1].read_bytes() + b"more"),
+        good[2].unlink,
+    ):
+        for one in good:
+            shutil.copy(root / one.relative_to(elsewhere), one)
+        assert reproduce(("table9",), setting(elsewhere, output))[1] == []
+        change()
+        other, faults = reproduce(("table9",), setting(elsewhere, output))
+        assert [fault.split(", ")[1] for fault in faults] == ["tile", "tile"]
+        assert "in no mean of ours: tile (unsupervised, self-supervised): no fit here" in other["table9"]
+    monkeypatch.setattr(reproduction, "FORMAT_VERSION", reproduction.FORMAT_VERSION + 1)
+    assert len(reproduce(("table9",), setting(root, output))[1]) == 4
 
 
 def test_means_are_over_what_is_here_and_the_rest_is_named(ablations: tuple[Path, dict[str, str]]) -> None:
@@ -126,6 +153,16 @@ def test_datasets_that_are_absent_leave_the_paper_s_numbers(root: Path, tmp_path
         and "Absent, and in no mean of ours: 01, 02, 03" in texts["table3"]
     )
     assert "chosen on TEST images" in texts["table3"]
+
+
+def test_weights_that_are_absent_are_told_in_the_table(root: Path, tmp_path: Path) -> None:
+    bare = replace(setting(root, tmp_path), weights=tmp_path / "brought.safetensors")
+    texts, faults = reproduce(("table1", "table10"), bare)
+    assert len(faults) == 2 * (1 + 3)
+    for name, rows in (("table1", ""), ("table10", " (convolution, without residual, residual)")):
+        [line] = [one for one in texts[name].splitlines() if one.startswith("Failed")]
+        told = f"Failed, and in no mean of ours: tile, bottle{rows}: "
+        assert line.startswith(told) and "brought.safetensors" in line
 
 
 def test_one_failing_cell_does_not_stop_the_others(
@@ -159,6 +196,7 @@ def test_one_failing_cell_does_not_stop_the_others(
     assert main(["reproduce", "table2", *options]) == 2
     told = capsys.readouterr()
     assert told.err.endswith("flawflow: table2, tile, ours: broken\n")
+    assert "\nFailed, and in no mean of ours: tile: broken\n" in told.out
     assert "mean of the 1 measured here" in told.out and (tmp_path / "table2.md").read_text() in told.out
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flawflow import training
+from flawflow.batches import covered, grid_cells, read_batch
 from flawflow.errors import OptionError, OutputError
 from flawflow.features import FeatureSet
 from flawflow.flow import Flow, FlowConfig
@@ -21,8 +23,6 @@ from flawflow.training import (
     Epoch,
     Validation,
     batch_loss,
-    covered,
-    grid_cells,
     kept_epoch,
     learning_rate,
     train,
@@ -93,6 +93,11 @@ def test_the_seed_decides_every_bit(objective: Any) -> None:
 
 class Killed(BaseException):
     """Stands for a signal: nothing in the package may catch it."""
+
+
+def cost(flow: Flow, data: FeatureSet, epoch: int, indices: NDArray[np.intp], config: TrainingConfig) -> float:
+    """The loss of these rows."""
+    return float(batch_loss(flow, read_batch(flow, data, epoch, indices, config, CPU), config)[0])
 
 
 def run_killed_at(step: int, monkeypatch: pytest.MonkeyPatch, config: TrainingConfig, checkpoint: Path) -> None:
@@ -401,11 +406,9 @@ def test_cells_of_single_images_cost_what_they_cost_in_whole_maps(
     draws = 1 if share == 1 else 400
     torch.manual_seed(0)
     with torch.no_grad():
-        some = [
-            float(batch_loss(flow, data, 0, np.arange(6), replace(config, cells=share), CPU)[0]) for _ in range(draws)
-        ]
+        some = [cost(flow, data, 0, np.arange(6), replace(config, cells=share)) for _ in range(draws)]
         monkeypatch.setattr(Flow, "by_cell", False)
-        whole = float(batch_loss(flow, data, 0, np.arange(6), config, CPU)[0])
+        whole = cost(flow, data, 0, np.arange(6), config)
     assert np.mean(some) == pytest.approx(whole, rel=1e-5 if share == 1 else 0.02)
     assert share == 1 or np.std(some) > 0
 
@@ -419,9 +422,9 @@ def test_a_batch_is_standardised_by_the_places_of_its_view(objective: Any, by_ce
     data, indices = make_data(), np.arange(COUNT)
     assert flow.places is not None
     with torch.no_grad():
-        before = [float(batch_loss(flow, data, epoch, indices, config, CPU)[0]) for epoch in range(4)]
+        before = [cost(flow, data, epoch, indices, config) for epoch in range(4)]
         flow.places.mean[1] += 1.0
-        after = [float(batch_loss(flow, data, epoch, indices, config, CPU)[0]) for epoch in range(4)]
+        after = [cost(flow, data, epoch, indices, config) for epoch in range(4)]
     changed = [one != other for one, other in zip(before, after, strict=True)]
     # One array of good maps has one view; versions of synthetic ones take turns.
     assert changed == ([False] * 4 if objective == "unsupervised" else [False, True] * 2)

@@ -1,14 +1,15 @@
 """Which recipe suits a product: several are fitted, and synthetic defects on held-out good images tell."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from flawflow.backbones import EMBEDDED
+from flawflow.backbones import EMBEDDED, build_backbone
 from flawflow.calibration import Budget
 from flawflow.datasets import open_folder
 from flawflow.detector import Detector, DeviceName
@@ -30,6 +31,8 @@ KINDS: tuple[Method, ...] = ("nsa", "scar", "perlin", "cutpaste", "strokes", "st
 _DEFECTS = 12
 _GROUP = 8  # images at once
 _STEP = 4  # of the pixels of maps and masks, in rows and columns, one in four is compared
+# 10⁹ operations of a network that take as long as it does to read an image, and to make a million pixels of it.
+_READING, _PER_MEGAPIXEL = 2.0, 40.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +80,9 @@ def fit_best(
 
     Args:
         images: see `fit`.
-        recipes: what to try, in this order.
-        minutes: once they are spent no further recipe is begun, so that the choice depends on the machine; None = all
-            are tried.
+        recipes: what to try, what is preferred first.
+        minutes: what the choice may take. The cheapest recipe is tried first, and those that would foreseeably end
+            later are left out, so that the choice depends on the machine; None = all are tried.
         weights: for the backbone; of several recipes, for those whose backbone does not come with the package.
         checkpoint: see `checkpoints`.
         select_on_test: see `fit`; for one recipe alone.
@@ -94,54 +97,89 @@ def fit_best(
     checked_seed(seed)
     category = open_folder(images, seed) if isinstance(images, Path) else images
     files = checkpoints(checkpoint, len(recipes)) if checkpoint else [None] * len(recipes)
-    began = time.perf_counter()
-    best: Detector | None = None
-    verdicts: list[Verdict] = []
-    tried: list[dict[str, Any]] = []
-    for number, (recipe, file) in enumerate(zip(recipes, files, strict=True)):
-        spent = (time.perf_counter() - began) / 60
-        if best is not None and minutes is not None and spent >= minutes:
-            left = ", ".join(describe(one) for one in recipes[number:])
-            if say:
-                say(f"{spent:.1f} minutes are spent, not tried: {left}")
-            break
-        if say and several:
-            say(f"trying {describe(recipe)}")
-        started = time.perf_counter()
-        detector = fit(
+    brought = [None if several and recipe.backbone.name in EMBEDDED else weights for recipe in recipes]
+
+    def fitted(number: int) -> Detector:
+        return fit(
             category,
-            recipe,
-            weights=None if several and recipe.backbone.name in EMBEDDED else weights,
+            recipes[number],
+            weights=brought[number],
             shots=shots,
             seed=seed,
             device=device,
             store=store,
-            checkpoint=file,
+            checkpoint=files[number],
             select_on_test=select_on_test,
             bundle=bundle,
             budget=budget,
             say=say,
         )
-        if not several:
-            return detector
-        verdict = judge(detector, [sample.path for sample in split(category, recipe, shots, seed)[1]], seed)
-        verdicts.append(verdict)
-        tried.append(
-            {
-                "recipe": describe(recipe),
-                "image_auroc": verdict.image_auroc,
-                "pixel_auroc": verdict.pixel_auroc,
-                "seconds": round(time.perf_counter() - started, 2),
-            }
-        )
-        if kept_epoch(verdicts) is verdict:
+
+    def judged(detector: Detector) -> Verdict:
+        return judge(detector, [sample.path for sample in split(category, detector.recipe, shots, seed)[1]], seed)
+
+    return _best_of(recipes, brought, minutes, fitted, judged, say or (lambda _: None)) if several else fitted(0)
+
+
+def _best_of(
+    recipes: Sequence[Recipe],
+    brought: Sequence[Path | None],
+    minutes: float | None,
+    fitted: Callable[[int], Detector],
+    judged: Callable[[Detector], Verdict],
+    say: Say,
+) -> Detector:
+    """The detector of the best recipe. Of all that are tried the best so far alone is held: as all but the first come
+    in the order of preference, what is not the best so far never will be."""
+    began = time.perf_counter()
+    costs = [1.0 if minutes is None else _cost(*one) for one in zip(recipes, brought, strict=True)]
+    best: Detector | None = None
+    verdicts: dict[int, Verdict] = {}
+    seconds: dict[int, float] = {}
+    # The cheapest tells what the others would take.
+    for number in sorted(range(len(recipes)), key=lambda number: number != costs.index(min(costs))):
+        started = time.perf_counter()
+        if minutes is not None and seconds:
+            left = minutes - (started - began) / 60
+            expected = costs[number] * sum(seconds.values()) / sum(costs[one] for one in seconds) / 60
+            if expected > left:
+                say(
+                    f"not tried: {describe(recipes[number])}, about {expected:.1f} minutes, where {max(left, 0.0):.1f} "
+                    f"of {minutes:g} are left"
+                )
+                continue
+        say(f"trying {describe(recipes[number])}")
+        detector = fitted(number)
+        verdicts[number] = judged(detector)
+        seconds[number] = time.perf_counter() - started
+        kept = kept_epoch([verdicts[one] for one in sorted(verdicts)])
+        if kept is verdicts[number]:
             best = detector
     assert best is not None
-    if say:
-        say(f"chosen: {describe(best.recipe)}")
-    kept = kept_epoch(verdicts)
-    best.provenance[TRIED] = [one | {"chosen": it is kept} for one, it in zip(tried, verdicts, strict=True)]
+    say(f"chosen: {describe(best.recipe)}")
+    best.provenance[TRIED] = [
+        {
+            "recipe": describe(recipes[number]),
+            "image_auroc": verdicts[number].image_auroc,
+            "pixel_auroc": verdicts[number].pixel_auroc,
+            "seconds": round(seconds[number], 2),
+            "chosen": verdicts[number] is kept,
+        }
+        for number in sorted(verdicts)
+    ]
     return best
+
+
+def _cost(recipe: Recipe, brought: Path | None) -> float:
+    """What a fit takes beside other fits of the same images: 10⁹ operations of the networks for an image, and what its
+    pixels take. Raises WeightsError, so that what is missing is told before any long work."""
+    found = 0.0
+    for spec in recipe.backbones:
+        backbone = build_backbone(spec, recipe.size, recipe.weights_of(spec, brought))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            backbone(torch.zeros(1, recipe.size, recipe.size, 3, dtype=torch.uint8))
+        found += counter.get_total_flops() / 1e9 + _PER_MEGAPIXEL * spec.side(recipe.size) ** 2 / 1e6
+    return _READING + recipe.scoring.views * found
 
 
 def _check_choice(recipes: Sequence[Recipe], minutes: float | None, select_on_test: bool) -> None:

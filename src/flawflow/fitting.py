@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
+from flawflow.batches import grid_cells
 from flawflow.branch import Branch, finest
 from flawflow.calibration import Budget
 from flawflow.datasets import draw_shots, open_folder
@@ -41,7 +42,7 @@ from flawflow.reference import Reference, Row
 from flawflow.sources import check_tiles, open_source, whole_images
 from flawflow.store import FeatureStore, make_key, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
-from flawflow.training import Epoch, Validation, grid_cells, kept_epoch, train
+from flawflow.training import Epoch, Validation, kept_epoch, train
 from flawflow.types import Category, Image, Mask, Sample
 from flawflow.untrained import remember, standardise
 from flawflow.watching import followed, noting

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from flawflow.backbones import Backbone
+from flawflow.batches import grid_cells
 from flawflow.checkup import Checkup, Read
 from flawflow.crossfit import FEWEST, CrossFit, cross_fit, image_map
 from flawflow.doctor import Case, Finding, finding, robust_z
@@ -21,7 +22,6 @@ from flawflow.metrics import auroc
 from flawflow.recipe import Recipe
 from flawflow.report import overlay
 from flawflow.store import FeatureStore
-from flawflow.training import grid_cells
 from flawflow.types import Image
 
 _LISTED = 10

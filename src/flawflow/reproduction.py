@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from flawflow._version import __version__
+from flawflow.artefact import FORMAT_VERSION, first_line
 from flawflow.backbones import COMPACT, EMBEDDED_SHA256
 from flawflow.complexity import complexity
 from flawflow.datasets import list_categories, open_category
 from flawflow.detector import DeviceName, resolve_device
-from flawflow.errors import DatasetError, FlawflowError
+from flawflow.errors import DatasetError, FlawflowError, InputError
 from flawflow.evaluation import evaluate, numbers
 from flawflow.files import atomic_write, digest, writable_folder, write_json
 from flawflow.fitting import StoreOptions, fit
 from flawflow.histories import branch_checkpoints
 from flawflow.recipe import Recipe
 from flawflow.store import make_key
+from flawflow.types import Category
 
 TABLES = tuple(f"table{number}" for number in range(1, 11))
 COST = "table8"
@@ -65,7 +67,9 @@ def paper_tables() -> dict[str, Any]:
 
 
 def reproduce(tables: Iterable[str], setting: Setting) -> tuple[dict[str, str], list[str]]:
-    """Run the tables and write each as ``<table>.md``; cells that were run before with the same settings are read.
+    """Run the tables and write each as ``<table>.md``; cells that were run before are read.
+
+    A cell is known again by its settings, its category's files and flawflow's version: with other ones it is another.
 
     Args:
         tables: some of ``TABLES``.
@@ -96,16 +100,19 @@ def _table_lines(name: str, table: Mapping[str, Any], setting: Setting, faults: 
     present, absent = _present(table["dataset"], wanted, setting.root)
     variants = {"ours": {}} if "categories" in table else {row: VARIANTS[row] for row in table["rows"]["image_auroc"]}
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}  # of what failed: the rows, and of each the categories
     for category in present:
         for variant, changes in variants.items():
             try:
                 found[category, variant] = _cell(category, table, setting, setting.recipe.change(changes))
             except FlawflowError as error:
                 faults.append(f"{name}, {category}, {variant}: {error}")
+                reasons.setdefault(first_line(error), {}).setdefault(variant, []).append(category)
     shots = f"{table['shots']} good images" if table["shots"] else "all good images"
     title = f"{name.replace('table', 'Table ')}: {_TITLES[table['dataset']]}, {shots}, percent"
     compare = _category_table if "categories" in table else _ablation_table
-    return ["## " + title, "", *compare(table, found), "", *_notes(table["dataset"], absent, setting)]
+    notes = [*_notes(table["dataset"], absent, setting), *_failed(reasons)]
+    return ["## " + title, "", *compare(table, found), "", *notes]
 
 
 def _mvtec_categories() -> list[str]:
@@ -126,10 +133,13 @@ def _cell(category: str, table: Mapping[str, Any], setting: Setting, recipe: Rec
     dataset, shots = table["dataset"], table["shots"]
     # The embedded network may be another in the next version; timm's own are known by their name.
     embedded = EMBEDDED_SHA256 if any(one.name == COMPACT for one in recipe.backbones) else None
+    opened = open_category(dataset, setting.root / dataset, category, setting.seed)
     key = make_key(
         {
             "recipe": recipe.to_dict(),
+            "images": _fingerprint(opened, setting.root / dataset),
             "flawflow": __version__,
+            "detector": FORMAT_VERSION,  # which counts what detectors consist of, between releases too
             "weights": digest(setting.weights) if setting.weights else None,
             "embedded": embedded,
             "seed": setting.seed,
@@ -141,7 +151,6 @@ def _cell(category: str, table: Mapping[str, Any], setting: Setting, recipe: Rec
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return row
     setting.tell(f"{dataset} {category}, {shots or 'all'} images, {recipe.training.objective}, {recipe.flow.subnet}")
-    opened = open_category(dataset, setting.root / dataset, category, setting.seed)
     checkpoint = path.with_suffix(".checkpoint")
     detector = fit(
         opened,
@@ -160,6 +169,18 @@ def _cell(category: str, table: Mapping[str, Any], setting: Setting, recipe: Rec
     for file in branch_checkpoints(checkpoint):
         file.unlink(missing_ok=True)
     return row
+
+
+def _fingerprint(category: Category, root: Path) -> list[Any]:
+    """What tells a category's files from other ones at little cost: names below ``root``, sizes, and the first image,
+    because uncompressed images of one shape are of one size. Raises InputError where a file cannot be read."""
+    samples = (*category.train, *category.test)
+    paths = [path for sample in samples for path in (sample.path, sample.mask_path) if path is not None]
+    try:
+        sizes = [[path.relative_to(root).as_posix(), path.stat().st_size] for path in paths]
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    return [*sizes, digest(paths[0])]
 
 
 def _category_table(table: Mapping[str, Any], found: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
@@ -243,6 +264,19 @@ def _notes(dataset: str, absent: Sequence[str], setting: Setting) -> list[str]:
             "",
             f"Absent, and in no mean of ours: {', '.join(absent)} (expected as {dataset}/NAME in the root folder).",
         ]
+    return notes
+
+
+def _failed(reasons: Mapping[str, Mapping[str, Sequence[str]]]) -> list[str]:
+    """A paragraph for each reason why cells are empty: rows with the same categories are told together."""
+    notes = []
+    for reason, rows in reasons.items():
+        together: dict[str, list[str]] = {}
+        for variant, categories in rows.items():
+            together.setdefault(", ".join(categories), []).append(variant)
+        # The rows of a table without ablations are its categories.
+        told = [names if rows == ["ours"] else f"{names} ({', '.join(rows)})" for names, rows in together.items()]
+        notes += ["", f"Failed, and in no mean of ours: {'; '.join(told)}: {reason}"]
     return notes
 
 

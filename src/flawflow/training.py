@@ -15,17 +15,15 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from flawflow.batches import Batch, covered, maps_of, read_batch
 from flawflow.errors import OptionError
-from flawflow.features import FeatureSet, grid_coverage
+from flawflow.features import FeatureSet
 from flawflow.files import atomic_write
-from flawflow.flow import Cells, Flow
+from flawflow.flow import Flow
 from flawflow.metrics import auroc, auroc_error
 from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
 from flawflow.recipe import ScoringConfig, TrainingConfig
 from flawflow.scoring import image_levels, image_scores, location_scores, smooth
-from flawflow.types import Mask
-
-_HALF_CELL = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +55,6 @@ class Validation:
             changed = coverage.any(axis=(1, 2))
             parts.append((features[changed], covered(coverage[changed]), np.ones(int(changed.sum()), np.bool_)))
         return Validation(tuple(parts))
-
-
-def covered(coverage: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Cells that count as defective, (…, h, w): at least half covered, or as much as the defect's fullest cell."""
-    fullest = np.maximum(coverage.max(axis=(-2, -1), keepdims=True), 1)
-    defective: NDArray[np.bool_] = coverage >= np.minimum(_HALF_CELL, fullest)
-    return defective
-
-
-def grid_cells(mask: Mask, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """The cells (h, w) of the flow's grid that a mask of pixels (H, W) makes defective."""
-    return covered(grid_coverage(mask, grid))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +171,8 @@ def train(
             flow.train()
             total = active = 0.0
             for indices in np.array_split(generator.permutation(count), range(config.batch, count, config.batch)):
-                loss, share = batch_loss(flow, data, epoch, np.sort(indices), config, device)
+                batch = read_batch(flow, data, epoch, np.sort(indices), config, device)
+                loss, share = batch_loss(flow, batch, config)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
@@ -217,82 +204,31 @@ def learning_rate(config: TrainingConfig, epoch: int) -> float:
     return config.minimum_rate + (config.learning_rate - config.minimum_rate) * swing
 
 
-def batch_loss(
-    flow: Flow,
-    data: FeatureSet,
-    epoch: int,
-    indices: NDArray[np.intp],
-    config: TrainingConfig,
-    device: torch.device,
-) -> tuple[Tensor, float]:
-    """Loss of one mixed batch, and the share of its synthetic images that took part, in [0, 1]."""
-    version = epoch % len(data.normal if config.objective == "unsupervised" else data.synthetic)
-    view = version % flow.views
-    normal = _maps(data.normal[version % len(data.normal)][indices], device)
-    if config.objective == "unsupervised":
-        z, log_det = _forward(flow, normal.float(), config, view)
-        return _scaled(image_nll(z, log_det).mean(), normal, config), 0.0
-    coverage = data.coverage[version][indices]
-    changed = coverage.any(axis=(1, 2))
-    synthetic = _maps(data.synthetic[version][indices[changed]], device)
-    if config.objective == "self_supervised":
-        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config, view)
+def batch_loss(flow: Flow, batch: Batch, config: TrainingConfig) -> tuple[Tensor, float]:
+    """Loss of one batch, and the share of its synthetic images or of their places that took part, in [0, 1]."""
+    with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        z, log_det = flow(batch.x, batch.cells, batch.view)
+    if config.objective == "local_margin":
+        loss, active = _local_loss(local_nll(z, log_det), batch, config)
+    else:
         nll = image_nll(z, log_det)
-        bound = config.bound * normal[0].numel()
-        result = self_supervised_loss(nll[: len(normal)], nll[len(normal) :], bound)
-        return _scaled(result.loss, normal, config), result.active * float(changed.mean())
-    defective = torch.from_numpy(covered(coverage[changed])).to(device).nonzero(as_tuple=True)
-    margin = config.margin * normal.shape[1]
-    good, bad = _local_nlls(flow, normal, synthetic, defective, config, view)
+        found = self_supervised_loss(nll[: batch.good], nll[batch.good :], config.bound * batch.size)
+        loss, active = found.loss, found.active * batch.changed
+    return loss / batch.size if config.per_dimension else loss, active
+
+
+def _local_loss(nll: Tensor, batch: Batch, config: TrainingConfig) -> tuple[Tensor, float]:
+    """From the NLL in nats of each location, (B, h, w) or (1, 1, N)."""
+    if batch.cells is None:
+        good, bad = nll[: batch.good].flatten(), nll[batch.good :][batch.defective]
+    else:
+        good, bad = nll.flatten()[: batch.good], nll.flatten()[batch.good :]
+    margin = config.margin * batch.channels
     ceiling = torch.quantile(good[:1_000_000], 0.99)
-    hinge = local_margin_loss(bad, defective[0], ceiling, margin)
+    hinge = local_margin_loss(bad, batch.defective[0], ceiling, margin)
     active = (bad.detach() < ceiling.detach() + margin).float().mean()
-    loss = (good.mean() + config.weight * hinge) * normal[0, 0].numel()
-    return _scaled(loss, normal, config), float(active.nan_to_num())
-
-
-def _local_nlls(
-    flow: Flow, normal: Tensor, synthetic: Tensor, defective: tuple[Tensor, ...], config: TrainingConfig, view: int
-) -> tuple[Tensor, Tensor]:
-    """NLL in nats of cells of the normal maps, and of the synthetic maps' defective ones (image, row, column)."""
-    if not flow.by_cell:
-        z, log_det = _forward(flow, torch.cat([normal, synthetic]).float(), config, view)
-        nll = local_nll(z, log_det)
-        return nll[: len(normal)].flatten(), nll[len(normal) :][defective]
-    image, row, column = defective
-    cells = _some_cells(len(normal), normal[0, 0].numel(), config.cells).to(normal.device)
-    good = normal.flatten(2).gather(2, cells[:, None].expand(-1, normal.shape[1], -1)).transpose(0, 1).flatten(1)
-    features = torch.cat([good, synthetic[image, :, row, column].T], dim=1)
-    height, width = normal.shape[2:]
-    where = Cells((height, width), torch.cat([cells.flatten(), row * width + column]))
-    z, log_det = _forward(flow, features[None, :, None].float(), config, view, where)
-    nll = local_nll(z, log_det).flatten()
-    return nll[: cells.numel()], nll[cells.numel() :]
-
-
-def _some_cells(images: int, cells: int, share: float) -> Tensor:
-    """Different cells of each image, int64 (images, at least one), drawn anew each time."""
-    count = max(1, round(share * cells))
-    if count == cells:
-        return torch.arange(cells).expand(images, cells)
-    return torch.rand(images, cells).argsort(dim=1)[:, :count]
-
-
-def _forward(
-    flow: Flow, x: Tensor, config: TrainingConfig, view: int, cells: Cells | None = None
-) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        z, log_det = flow(x, cells, view)
-    return z, log_det
-
-
-def _scaled(loss: Tensor, maps: Tensor, config: TrainingConfig) -> Tensor:
-    return loss / maps[0].numel() if config.per_dimension else loss
-
-
-def _maps(rows: NDArray[np.float16], device: torch.device) -> Tensor:
-    # Copied, because the store's arrays are read-only and PyTorch warns of those.
-    return torch.from_numpy(np.array(rows)).to(device)
+    places = batch.size // batch.channels
+    return (good.mean() + config.weight * hinge) * places, float(active.nan_to_num())
 
 
 @torch.inference_mode()
@@ -304,7 +240,7 @@ def validate(
     maps = []
     for features, _, _ in validation.parts:
         for i in range(0, len(features), 8):
-            z, log_det = flow(_maps(features[i : i + 8], device).float())
+            z, log_det = flow(maps_of(features[i : i + 8], device).float())
             maps.append(smooth(location_scores(z, log_det, scoring.score), scoring.sigma).cpu())
     scored = torch.cat(maps)
     cells = np.concatenate([cells for _, cells, _ in validation.parts])

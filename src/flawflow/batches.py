@@ -1,0 +1,101 @@
+"""What a training step reads: features from the store → one tensor, and which of its places are defects."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flawflow.features import FeatureSet, grid_coverage
+from flawflow.flow import Cells, Flow
+from flawflow.recipe import TrainingConfig
+from flawflow.types import Mask
+
+_HALF_CELL = 128
+
+
+def covered(coverage: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Cells that count as defective, (…, h, w): at least half covered, or as much as the defect's fullest cell."""
+    fullest = np.maximum(coverage.max(axis=(-2, -1), keepdims=True), 1)
+    defective: NDArray[np.bool_] = coverage >= np.minimum(_HALF_CELL, fullest)
+    return defective
+
+
+def grid_cells(mask: Mask, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """The cells (h, w) of the flow's grid that a mask of pixels (H, W) makes defective."""
+    return covered(grid_coverage(mask, grid))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Good images of one version, and their synthetic twins, as the flow is given them.
+
+    Attributes:
+        x: features, float32: maps (B, C, h, w), the good ones first; or single locations (1, C, 1, N), likewise.
+        good: how many of the maps, or of the single locations, are of good images.
+        size: numbers in an image's features, C · h · w.
+        changed: share of the good images that have a twin with a defect, in [0, 1].
+        defective: the defective cells of the twins, (image, row, column), int64; none without twins.
+        cells: where single locations lie; None for maps.
+        view: which view of the images these are.
+    """
+
+    x: Tensor
+    good: int
+    size: int
+    changed: float = 0.0
+    defective: tuple[Tensor, ...] = ()
+    cells: Cells | None = None
+    view: int = 0
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.x.shape[1])
+
+
+def read_batch(
+    flow: Flow, data: FeatureSet, epoch: int, indices: NDArray[np.intp], config: TrainingConfig, device: torch.device
+) -> Batch:
+    """The rows ``indices`` of the version that is an epoch's turn.
+
+    Of a flow that looks at each location by itself, and is trained by location, a share of the good images' cells is
+    drawn anew each time, and all defective ones of their twins.
+    """
+    version = epoch % len(data.normal if config.objective == "unsupervised" else data.synthetic)
+    view = version % flow.views
+    normal = maps_of(data.normal[version % len(data.normal)][indices], device)
+    count, size = len(normal), normal[0].numel()
+    if config.objective == "unsupervised":
+        return Batch(normal.float(), count, size, view=view)
+    coverage = data.coverage[version][indices]
+    changed = coverage.any(axis=(1, 2))
+    twins, share = data.synthetic[version], float(changed.mean())
+    if config.objective == "self_supervised" or not flow.by_cell:
+        x = torch.cat([normal, maps_of(twins[indices[changed]], device)]).float()
+        where = torch.from_numpy(covered(coverage[changed])).to(device).nonzero(as_tuple=True)
+        return Batch(x, count, size, share, where, view=view)
+    image, row, column = np.nonzero(covered(coverage[changed]))
+    bad = maps_of(twins[indices[changed][image], :, row, column], device)  # no more than these are read
+    defective = tuple(torch.from_numpy(one).to(device) for one in (image, row, column))
+    height, width = normal.shape[2:]
+    drawn = _some_cells(count, height * width, config.cells).to(device)
+    good = normal.flatten(2).gather(2, drawn[:, None].expand(-1, normal.shape[1], -1)).transpose(0, 1).flatten(1)
+    x = torch.cat([good, bad.T], dim=1)[None, :, None].float()
+    cells = Cells((height, width), torch.cat([drawn.flatten(), defective[1] * width + defective[2]]))
+    return Batch(x, drawn.numel(), size, share, defective, cells, view)
+
+
+def maps_of(rows: NDArray[np.float16], device: torch.device) -> Tensor:
+    """Rows of the store's arrays as a tensor."""
+    # PyTorch warns of what is read-only, as slices of the arrays are; rows that were picked are copies already.
+    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows)).to(device)
+
+
+def _some_cells(images: int, cells: int, share: float) -> Tensor:
+    """Different cells of each image, int64 (images, at least one), drawn anew each time."""
+    count = max(1, round(share * cells))
+    if count == cells:
+        return torch.arange(cells).expand(images, cells)
+    return torch.rand(images, cells).topk(count, dim=1, largest=False).indices
