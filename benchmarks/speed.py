@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from flawflow.objective import image_nll
 from flawflow.replay import Replayed
 
 CHANNELS, GRID = 768, 28
+PARTS = ("flow", "cait", "others")
 Run = Callable[[], Tensor]
 
 
@@ -344,6 +346,14 @@ def memory(key: str) -> float:
     return next(int(one.split()[1]) for one in lines if one.startswith(key)) / 1024
 
 
+def processor() -> str:
+    """What the system calls it, and which products of low precision it has (Linux)."""
+    known = dict(one.split(":", 1) for one in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+    named = {key.strip(): value.strip() for key, value in known.items()}
+    kinds = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+    return " ".join([named.get("model name", "unknown"), *(k for k in kinds if k in named.get("flags", "").split())])
+
+
 def line(name: str, found: dict[str, Any]) -> str:
     plain, ours = (
         f"{1000 * middle:.3g} ({1000 * low:.3g} – {1000 * high:.3g})"
@@ -360,7 +370,7 @@ def line(name: str, found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--parts", default="flow,cait,others")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, help="images of a training step, and of a GPU's second case (2, 32)")
     parser.add_argument("--threads", type=int, default=2)
@@ -368,14 +378,17 @@ def main() -> None:
     parser.add_argument("--peak", choices=("plain", "ours", "recompute"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device, parts = options.device, options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"--parts names {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     batch = options.batch or (32 if device == "cuda" else 2)
     torch.set_num_threads(options.threads)
     if options.peak:
         own_peak(options.peak, batch, device)
         return
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{options.threads} threads"
-    report: dict[str, Any] = {"torch": torch.__version__, "machine": machine, "cases": {}, "peak_mb": {}}
-    print(f"torch {torch.__version__}, {machine}\n")
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {options.threads} threads"
+    report: dict[str, Any] = {"torch": torch.__version__, "timm": timm.__version__, "machine": machine}
+    report |= {"date": f"{date.today()}", "rounds": options.rounds, "cases": {}, "peak_mb": {}}
+    print(", ".join(f"{key} {report[key]}" for key in ("torch", "timm", "machine", "date", "rounds")) + "\n")
     print("| case | plain, ms | ours, ms | ratio | of work | difference | images/s | of the product's rate |")
     print("|---|---|---|---|---|---|---|---|")
     for name, case in cases(parts, batch, device):
