@@ -28,6 +28,20 @@ def grid_cells(mask: Mask, grid: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
+class SomeRows:
+    """Rows of an array of the store, read when a slice of them is asked for."""
+
+    array: NDArray[np.float16]
+    index: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, some: slice) -> NDArray[np.float16]:
+        return self.array[self.index[some]]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Good images of one version, and their synthetic twins, as the flow is given them.
 

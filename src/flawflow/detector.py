@@ -119,6 +119,8 @@ class Detector:
     ) -> list[Inspection]:
         """Inspect one image or several, each an RGB array uint8 (H, W, 3) of any size or a file.
 
+        The maps of all come back together (0.8 MB each at 448 pixels): of very many, give some at a time.
+
         Args:
             images: what to inspect.
             budget: the false-alarm budget of the verdicts; None = the detector's own.
@@ -136,7 +138,7 @@ class Detector:
             image = scorer.read(one, roi) if isinstance(one, Path) else one
             return image if tiled or roi is not None else resize_image(image, self.recipe.size)
 
-        # In groups, so that memory does not grow with the number of images; one that is cut into tiles, or is alone,
+        # In groups, so that few images are held at a time; one that is cut into tiles, or is alone,
         # has nothing read beside it.
         coming = ahead(read, images, 0 if tiled or len(images) == 1 else _GROUP)
         step = 1 if tiled else _GROUP

@@ -151,7 +151,7 @@ class ExportedDetector:
     def inspect(self, images: Sequence[Image | Path] | Image | Path, budget: Budget | None = None) -> list[Inspection]:
         """As `Detector.inspect`: each image an RGB array uint8 (H, W, 3) of any size or a file.
 
-        Of many images as many are in memory as there are threads, 8 at most.
+        Of many images as many are in memory as there are threads, 8 at most; the maps of all come back together.
 
         Raises:
             ImageError: a file cannot be read, or an array is not an RGB image.

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from flawflow.batches import Batch, covered, maps_of, read_batch
+from flawflow.batches import Batch, SomeRows, covered, maps_of, read_batch
 from flawflow.errors import OptionError
 from flawflow.features import FeatureSet
 from flawflow.files import atomic_write
@@ -35,7 +35,7 @@ class Validation:
         cautious: a later epoch must be better by more than a standard error; else by anything.
     """
 
-    parts: tuple[tuple[NDArray[np.float16], NDArray[np.bool_], NDArray[np.bool_]], ...]
+    parts: tuple[tuple[NDArray[np.float16] | SomeRows, NDArray[np.bool_], NDArray[np.bool_]], ...]
     cautious: bool = True
 
     def error(self, image_auroc: float | None) -> float:
@@ -50,10 +50,12 @@ class Validation:
         """Held-out normal images against their synthetic twins; unchanged twins are left out."""
         normal = held_out.normal[0]
         nothing = np.zeros((len(normal), *normal.shape[2:]), np.bool_)
-        parts = [(normal, nothing, np.zeros(len(normal), np.bool_))]
+        whole = SomeRows(normal, np.arange(len(normal)))
+        parts = [(whole, nothing, np.zeros(len(normal), np.bool_))]
         for features, coverage in zip(held_out.synthetic, held_out.coverage, strict=True):
             changed = coverage.any(axis=(1, 2))
-            parts.append((features[changed], covered(coverage[changed]), np.ones(int(changed.sum()), np.bool_)))
+            some = SomeRows(features, np.flatnonzero(changed))
+            parts.append((some, covered(coverage[changed]), np.ones(len(some), np.bool_)))
         return Validation(tuple(parts))
 
 
