@@ -27,6 +27,7 @@ from flawflow.recipe import Objective, Recipe, named_recipe
 
 OBJECTIVES: tuple[Objective, ...] = ("unsupervised", "self_supervised", "local_margin")
 SCORES = ("density", "nll")
+OF_PAPER = ("backbone", "taps", "epochs", "bound")
 
 
 def recipe_for(options: argparse.Namespace, objective: Objective) -> Recipe:
@@ -66,6 +67,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     paper = options.recipe == "paper"
+    if not paper and (given := [f"--{n}" for n in OF_PAPER if getattr(options, n) != parser.get_default(n)]):
+        parser.error(f"{', '.join(given)} belong to --recipe paper: leave them out, or name that recipe")
     rows: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for seed in range(options.seeds):
         category = open_folder(options.folder, seed)

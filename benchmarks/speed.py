@@ -348,7 +348,8 @@ def memory(key: str) -> float:
 
 def processor() -> str:
     """What the system calls it, and which products of low precision it has (Linux)."""
-    known = dict(one.split(":", 1) for one in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines())
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    known = dict(one.split(":", 1) for one in first if ":" in one)
     named = {key.strip(): value.strip() for key, value in known.items()}
     kinds = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
     return " ".join([named.get("model name", "unknown"), *(k for k in kinds if k in named.get("flags", "").split())])

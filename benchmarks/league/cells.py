@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flawflow.artefact import FORMAT_VERSION
 from flawflow.datasets import draw_shots, open_folder
-from flawflow.errors import OptionError
+from flawflow.errors import DatasetError, OptionError
 from flawflow.evaluation import read_masks
 from flawflow.files import atomic_path, digest, write_json
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
@@ -120,7 +120,11 @@ def job(cell: Cell, category: Category, rules: Rules, out: Path) -> dict[str, An
 def asked(cell: Cell, rules: Rules, category: Category) -> dict[str, Any]:
     """What a cell was run with, by rules and by content: a row that differs in any of it is another cell's."""
     files = {one for sample in (*category.train, *category.test) for one in (sample.path, sample.mask_path) if one}
-    listed = sorted(f"{os.path.relpath(file, cell.product)} {file.stat().st_size}" for file in files)
+    try:
+        listed = sorted(f"{os.path.relpath(file, cell.product)} {file.stat().st_size}" for file in files)
+    except OSError as error:
+        raise DatasetError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    listed.append(digest(min(files)))  # uncompressed images of one shape are of one size
     return {
         "size": cell.method.size or rules.size,
         "common": rules.common,

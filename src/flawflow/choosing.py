@@ -171,8 +171,13 @@ def _best_of(
 
 
 def _cost(recipe: Recipe, brought: Path | None) -> float:
-    """What a fit takes beside other fits of the same images: 10⁹ operations of the networks for an image, and what its
-    pixels take. Raises WeightsError, so that what is missing is told before any long work."""
+    """What a fit takes beside other fits of the same images, cut alike.
+
+    10⁹ operations of the networks for an image, and as many as it takes to make its pixels.
+
+    Raises:
+        WeightsError: a network cannot be built; told before any long work.
+    """
     found = 0.0
     for spec in recipe.backbones:
         backbone = build_backbone(spec, recipe.size, recipe.weights_of(spec, brought))

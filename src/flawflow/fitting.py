@@ -156,22 +156,22 @@ def fit(
     for role, both in zip(recipe.roles, histories, strict=True):
         named = zip(HISTORIES[role], both, strict=False)
         provenance |= {name: [asdict(epoch) for epoch in history] for name, history in named}
-    provenance["seconds"] = {
-        "features": round(features_done - started, 2),
-        "training": round(time.perf_counter() - features_done, 2),
-    }
-    if say:
-        say(_summary(branch_histories(provenance, recipe), provenance))
     calibration = replace(NOTHING, level_limits=tuple(chain(*limits)), budget=budget or Budget())
     detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
     good = whole_images(sources[1])
     if recipe.tiling.side:  # drift is told from whole resized images
         found = chain.from_iterable(map(detector.inspect, good))
         detector.calibration = calibration.counting(found, start_anew=True)
-        return detector
-    rows: list[Row] = []
-    detector.calibration = calibration.counting(noting(followed(detector, good), rows), start_anew=True)
-    detector.reference = Reference(tuple(rows))
+    else:
+        rows: list[Row] = []
+        detector.calibration = calibration.counting(noting(followed(detector, good), rows), start_anew=True)
+        detector.reference = Reference(tuple(rows))
+    detector.provenance["seconds"] = {
+        "features": round(features_done - started, 2),
+        "training": round(time.perf_counter() - features_done, 2),
+    }
+    if say:
+        say(_summary(branch_histories(detector.provenance, recipe), detector.provenance))
     return detector
 
 

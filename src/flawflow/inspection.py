@@ -53,7 +53,7 @@ class Calibration:
     def counting(self, found: Iterable[Inspection], start_anew: bool) -> "Calibration":
         """A calibration by these good images beside those that count already, or in their place.
 
-        The colours of heat maps change only where it starts anew. One map is held in memory at a time.
+        The colours of heat maps change only where it starts anew. No map is kept.
 
         Raises:
             InputError: it is to start anew from no images.

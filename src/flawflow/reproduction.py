@@ -69,7 +69,8 @@ def paper_tables() -> dict[str, Any]:
 def reproduce(tables: Iterable[str], setting: Setting) -> tuple[dict[str, str], list[str]]:
     """Run the tables and write each as ``<table>.md``; cells that were run before are read.
 
-    A cell is known again by its settings, its category's files and flawflow's version: with other ones it is another.
+    A cell is known again by its settings, flawflow's version, and its category's files: their names and sizes, and the
+    first image. With other ones it is another.
 
     Args:
         tables: some of ``TABLES``.

@@ -17,7 +17,7 @@ from flawflow.reference import STATISTICS, Row, statistics
 from flawflow.types import Image
 from flawflow.workers import at_once
 
-GROUP = 8  # images that are followed one after the other without a look at the next ones
+GROUP = 8  # images that are held, and followed, at once
 
 
 def check_whole(detector: Detector) -> None:

@@ -61,7 +61,10 @@ def _fit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, help="the page about the fit (default: the detector's name with .html)")
     parser.add_argument("--no-report", action="store_true", help="write no page")
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="with --recipe auto: begin none that would end after M minutes"
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="with --recipe auto: leave out what would end after M minutes",
     )
     _common(parser)
 
