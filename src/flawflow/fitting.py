@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ from flawflow.files import first_copies
 from flawflow.flow import Flow
 from flawflow.histories import HISTORIES, Learned, branch_histories, checkpoint_of
 from flawflow.images import read_mask, resize_mask
-from flawflow.inspection import NOTHING
+from flawflow.inspection import NOTHING, Inspection
 from flawflow.levels import level_limits
 from flawflow.recipe import Recipe, named_recipe
 from flawflow.reference import Reference, Row
@@ -158,14 +158,7 @@ def fit(
         provenance |= {name: [asdict(epoch) for epoch in history] for name, history in named}
     calibration = replace(NOTHING, level_limits=tuple(chain(*limits)), budget=budget or Budget())
     detector = Detector(recipe, branches, calibration, provenance, weights, bundle)
-    good = whole_images(sources[1])
-    if recipe.tiling.side:  # drift is told from whole resized images
-        found = chain.from_iterable(map(detector.inspect, good))
-        detector.calibration = calibration.counting(found, start_anew=True)
-    else:
-        rows: list[Row] = []
-        detector.calibration = calibration.counting(noting(followed(detector, good), rows), start_anew=True)
-        detector.reference = Reference(tuple(rows))
+    _calibrate(detector, sources[1])
     detector.provenance["seconds"] = {
         "features": round(features_done - started, 2),
         "training": round(time.perf_counter() - features_done, 2),
@@ -173,6 +166,19 @@ def fit(
     if say:
         say(_summary(branch_histories(detector.provenance, recipe), detector.provenance))
     return detector
+
+
+def _calibrate(detector: Detector, held_out: ImageSource) -> None:
+    """Inspect the held-out images once, for what is promised and for what drift is told from."""
+    good = whole_images(held_out)
+    rows: list[Row] = []
+    found: Iterator[Inspection]
+    if detector.recipe.tiling.side:  # drift is told from whole resized images
+        found = chain.from_iterable(map(detector.inspect, good))
+    else:
+        found = noting(followed(detector, good), rows)
+    detector.calibration = detector.calibration.counting(found, start_anew=True)
+    detector.reference = Reference(tuple(rows)) if rows else None
 
 
 def _learn(
