@@ -72,15 +72,14 @@ def pretended_choice(
         return fit_best(made_up, recipes, minutes=minutes, say=said.append), tried, said
 
 
-lasting = st.tuples(auroc, auroc, st.sampled_from([0.0, 0.05]), st.integers(1, 600))
+lasting = st.tuples(auroc, auroc, auroc, st.sampled_from([0.0, 0.05]), st.integers(1, 600))
+Lasting = tuple[float, float, float, float, int]
 
 
 @given(st.lists(lasting, min_size=2, max_size=5), st.booleans())
-def test_a_later_recipe_is_chosen_only_beyond_the_error(
-    found: list[tuple[float, float, float, int]], limited: bool
-) -> None:
+def test_a_later_recipe_is_chosen_only_beyond_the_error(found: list[Lasting], limited: bool) -> None:
     """Whether or not there is a limit that is not reached, and whichever recipe is therefore tried first."""
-    verdicts, seconds = [Verdict(*one[:3]) for one in found], [one[3] for one in found]
+    verdicts, seconds = [Verdict(*one[:4]) for one in found], [one[4] for one in found]
     best, tried, _ = pretended_choice(verdicts, seconds, sum(seconds) / 60 + 1 if limited else None)
     first = seconds.index(min(seconds))
     rest = [number for number in range(len(found)) if number != first]
@@ -96,9 +95,9 @@ def test_a_later_recipe_is_chosen_only_beyond_the_error(
 
 
 @given(st.lists(lasting, min_size=2, max_size=5), st.integers(1, 1500))
-def test_what_would_overrun_the_minutes_is_left_out(found: list[tuple[float, float, float, int]], limit: int) -> None:
+def test_what_would_overrun_the_minutes_is_left_out(found: list[Lasting], limit: int) -> None:
     """Where each takes what its cost says, the minutes are kept, and nothing is left out that they had room for."""
-    verdicts, seconds = [Verdict(*one[:3]) for one in found], [one[3] for one in found]
+    verdicts, seconds = [Verdict(*one[:4]) for one in found], [one[4] for one in found]
     best, tried, said = pretended_choice(verdicts, seconds, (limit + 0.5) / 60)
     assert tried[0] == seconds.index(min(seconds)) and tried[1:] == sorted(tried[1:])
     assert len(tried) == 1 or sum(seconds[number] for number in tried) <= limit
@@ -134,7 +133,8 @@ def test_a_detector_that_sees_better_is_judged_better(product: Path) -> None:
     detector = fit(product, SMALL, device="cpu", store=StoreOptions(keep=False))
     held = [sample.path for sample in split(open_folder(product, 0), SMALL, None, 0)[1]]
     seeing = judge(detector, held, 0)
-    assert judge(detector, held, 0) == seeing and seeing.image_auroc and seeing.error > 0
+    assert judge(detector, held, 0) == seeing and seeing.image_auroc and seeing.aupro and seeing.error > 0
+    assert seeing.quality == pytest.approx((seeing.image_auroc + (seeing.pixel_auroc or 0) + seeing.aupro) / 3)
     noise = torch.Generator().manual_seed(0)
     real = look
 
@@ -155,6 +155,7 @@ def test_tiles_are_judged_by_the_epochs_of_both_branches() -> None:
     known = {"history": history(0.9, 0.8), "history_beside": history(0.7, 0.5)}
     found = judge(SimpleNamespace(recipe=recipe, provenance=known), [], 0)  # type: ignore[arg-type]
     assert found.image_auroc == pytest.approx(0.8) and found.pixel_auroc == pytest.approx(0.65)
+    assert found.aupro is None and found.quality == pytest.approx(0.725)
 
 
 def test_in_no_time_the_cheapest_alone_is_tried(product: Path) -> None:

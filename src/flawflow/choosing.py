@@ -1,5 +1,6 @@
 """Which recipe suits a product: several are fitted, and synthetic defects on held-out good images tell."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from flawflow.errors import OptionError
 from flawflow.features import ImageSource
 from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, checked_seed, fit, split
 from flawflow.histories import branch_histories
-from flawflow.metrics import auroc, auroc_error
+from flawflow.metrics import auroc, auroc_error, pixel_metrics
 from flawflow.recipe import Recipe
 from flawflow.synthesis import Method, draw_synthetic
 from flawflow.training import Epoch, kept_epoch
@@ -29,8 +30,8 @@ TRIED = "tried"  # in a detector's provenance: the recipes it was chosen from
 # Kinds of synthetic defects, and how many of each a detector is judged by.
 KINDS: tuple[Method, ...] = ("nsa", "scar", "perlin", "cutpaste", "strokes", "stains")
 _DEFECTS = 12
+_GOOD = 64  # held-out good images that are looked at, at most
 _GROUP = 8  # images at once
-_STEP = 4  # of the pixels of maps and masks, in rows and columns, one in four is compared
 # 10⁹ operations of a network that take as long as it does to read an image, and to make a million pixels of it.
 _READING, _PER_MEGAPIXEL = 2.0, 40.0
 
@@ -40,18 +41,20 @@ class Verdict:
     """How well a detector did on held-out good images and their defective twins.
 
     Attributes:
-        image_auroc, pixel_auroc: in [0, 1], the mean over kinds of defects; None where none could be drawn.
+        image_auroc, pixel_auroc, aupro: in [0, 1], the mean over kinds of defects; None where none could be drawn, and
+            AUPRO where maps have not been looked at.
         error: standard error of the quality, as far as the number of images tells.
     """
 
     image_auroc: float | None
     pixel_auroc: float | None
+    aupro: float | None
     error: float
 
     @property
     def quality(self) -> float:
-        """The mean of both; 0 where nothing is known."""
-        known = [value for value in (self.image_auroc, self.pixel_auroc) if value is not None]
+        """The mean of what is known; 0 where nothing is."""
+        known = [value for value in (self.image_auroc, self.pixel_auroc, self.aupro) if value is not None]
         return sum(known) / len(known) if known else 0.0
 
 
@@ -73,10 +76,10 @@ def fit_best(
 ) -> Detector:
     """Fit each of the recipes and keep the detector that tells good parts from synthetic defects best.
 
-    All hold out the same good images, see `judge`. A later recipe is kept if its mean of image and pixel AUROC there is
-    higher by more than a standard error: name first what is to be preferred where nothing can be told apart. The
-    detector is the very one that `fit` with its recipe alone gives; what was tried stands in its provenance. One recipe
-    is just fitted.
+    All hold out the same good images, see `judge`. A later recipe is kept if its mean of image AUROC, pixel AUROC and
+    AUPRO there is higher by more than a standard error: name first what is to be preferred where nothing can be told
+    apart. The detector is the very one that `fit` with its recipe alone gives; what was tried stands in its
+    provenance. One recipe is just fitted.
 
     Args:
         images: see `fit`.
@@ -162,6 +165,7 @@ def _best_of(
             "recipe": describe(recipes[number]),
             "image_auroc": verdicts[number].image_auroc,
             "pixel_auroc": verdicts[number].pixel_auroc,
+            "aupro": verdicts[number].aupro,
             "seconds": round(seconds[number], 2),
             "chosen": verdicts[number] is kept,
         }
@@ -209,14 +213,14 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
         learned = branch_histories(detector.provenance, detector.recipe)
         kept = [(one, kept_epoch([Epoch(**entry) for entry in one.epochs])) for one in learned]
         return _mean_verdict([one for how, one in kept if how.scores], [one for how, one in kept if how.draws])
-    source = ImageSource(held_out, detector.recipe.size)
+    source = ImageSource(held_out[:: math.ceil(len(held_out) / _GOOD)], detector.recipe.size)
     scorer = detector.scorer
 
     def scored(images: Sequence[Image]) -> list[tuple[float, AnomalyMap]]:
         return [one for start in range(0, len(images), _GROUP) for one in scorer(images[start : start + _GROUP])]
 
     good = scored([source(index) for index in range(len(source))])
-    rows: list[tuple[float, float]] = []
+    rows: list[tuple[float | None, ...]] = []
     for kind in KINDS:
         synthesis = replace(detector.recipe.synthesis, method=kind, sharpness=0.0)
         places = [divmod(number, len(source)) for number in range(_DEFECTS)]
@@ -232,13 +236,12 @@ def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
         scores, maps = np.array([score for score, _ in every]), np.stack([found for _, found in every])
         outlines = np.zeros(maps.shape, np.bool_)
         outlines[len(good) :] = [mask for _, mask in twins]
-        thinned = maps[:, ::_STEP, ::_STEP].ravel(), outlines[:, ::_STEP, ::_STEP].ravel()
-        if thinned[1].any():
-            rows.append((auroc(scores, labels), auroc(*thinned)))
+        drawn_well = pixel_metrics(maps, outlines)
+        rows.append((auroc(scores, labels), drawn_well["pixel_auroc"], drawn_well["aupro"]))
     if not rows:
-        return Verdict(None, None, 0.0)
-    image, pixel = np.mean(rows, axis=0).tolist()
-    return Verdict(image, pixel, 0.5 * auroc_error(image, _DEFECTS * len(rows), len(source)))
+        return Verdict(None, None, None, 0.0)
+    image, pixel, overlap = np.array(rows, np.float64).mean(axis=0).tolist()
+    return Verdict(image, pixel, overlap, auroc_error(image, _DEFECTS * len(rows), len(source)) / 3)
 
 
 def _mean_verdict(scoring: Sequence[Epoch], drawing: Sequence[Epoch]) -> Verdict:
@@ -249,7 +252,7 @@ def _mean_verdict(scoring: Sequence[Epoch], drawing: Sequence[Epoch]) -> Verdict
         return sum(known) / len(known) if known else None
 
     image, pixel = mean([one.image_auroc for one in scoring]), mean([one.pixel_auroc for one in drawing])
-    return Verdict(image, pixel, max(one.error for one in scoring))
+    return Verdict(image, pixel, None, max(one.error for one in scoring))
 
 
 def checkpoints(file: Path, count: int) -> list[Path]:

@@ -89,7 +89,7 @@ def _tried(detector: Detector) -> list[Section]:
     rows = [
         (
             one["recipe"],
-            *("–" if one[key] is None else f"{one[key]:.4f}" for key in ("image_auroc", "pixel_auroc")),
+            *("–" if one.get(key) is None else f"{one[key]:.4f}" for key in ("image_auroc", "pixel_auroc", "aupro")),
             f"{one['seconds']:.0f} s",
             "yes" if one["chosen"] else "",
         )
@@ -97,10 +97,12 @@ def _tried(detector: Detector) -> list[Section]:
     ]
     text = (
         "Each was fitted to the same images and judged on the same held-out ones, good and with synthetic defects. A "
-        "later one was chosen only where its mean AUROC was higher by more than a standard error."
+        "later one was chosen only where its mean of the three was higher by more than a standard error."
     )
     return [
-        Section("Recipes tried", text, columns=("recipe", "image AUROC", "pixel AUROC", "fit", "chosen"), rows=rows)
+        Section(
+            "Recipes tried", text, columns=("recipe", "image AUROC", "pixel AUROC", "AUPRO", "fit", "chosen"), rows=rows
+        )
     ]
 
 
