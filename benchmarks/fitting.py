@@ -131,8 +131,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe, category = named_recipe(options.recipe), open_folder(options.folder, 0)
-    source = ImageSource([sample.path for sample in category.train[: options.images]], recipe.size)
+    category = open_folder(options.folder, 0)
+    learned = [sample.path for sample in category.train[: options.images]]
+    recipe = named_recipe(options.recipe).scheduled(len(learned))
+    source = ImageSource(learned, recipe.size)
     backbone = build_backbone(recipe.backbones[0], recipe.size, options.weights)
     job = FeatureJob(source, backbone, resolve_synthesis(recipe, category, source), 0, CPU, recipe.scoring.shift)
     rows = written(job, options.rounds)

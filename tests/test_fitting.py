@@ -158,8 +158,10 @@ import os, random, signal, sys, time
 sys.path.insert(0, {tests!r})
 import test_fitting as t
 from pathlib import Path
+from flawflow import training
 root = Path({root!r})
 t.torch.set_num_threads(1)
+training._SAVE_AFTER = 0.0  # a checkpoint after every epoch, however short
 
 def work(place):
     store = t.StoreOptions(place / "store")

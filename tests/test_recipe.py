@@ -5,6 +5,8 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flawflow.backbones import EMBEDDED, BackboneSpec
 from flawflow.errors import OptionError
@@ -38,8 +40,33 @@ def test_paper_has_the_papers_numbers() -> None:
 def test_default_fits_two_cores() -> None:
     recipe = named_recipe("default")
     assert recipe.backbone.name in EMBEDDED  # nothing to bring
-    assert recipe.training.epochs < 100
     assert named_recipe("deit").training == recipe.training
+
+
+@given(st.integers(1, 20_000), st.sampled_from(sorted(RECIPES)))
+def test_few_images_are_passed_over_more_often_and_get_more_twins(images: int, name: str) -> None:
+    recipe = named_recipe(name)
+    found = recipe.scheduled(images)
+    training, views = found.training, recipe.scoring.views
+    assert found.scheduled(images) == found  # what is settled stays
+    assert replace(found, versions=recipe.versions, training=recipe.training) == recipe
+    if recipe.training.epochs:
+        assert training == recipe.training
+    else:
+        a_pass = math.ceil(images / training.batch)
+        assert training.epochs * a_pass >= training.steps and training.epochs >= views
+        assert training.epochs == views or (training.epochs - 1) * a_pass < training.steps
+    if recipe.versions:
+        assert found.versions == recipe.versions
+    else:
+        assert views <= found.versions <= max(views, training.epochs)
+        assert found.versions in (views, training.epochs) or found.versions * images >= recipe.twins
+
+
+def test_a_schedule_needs_a_number() -> None:
+    for change in ({"training.epochs": "0", "training.steps": "0"}, {"versions": "0", "twins": "0"}):
+        with pytest.raises(OptionError, match="at least one"):
+            named_recipe("default").change(change)
 
 
 def test_a_flow_draws_where_it_differs_from_the_one_that_scores() -> None:
@@ -81,13 +108,16 @@ def test_an_unknown_recipe_is_named() -> None:
     [
         ("size", "8"),
         ("size", "10000"),
-        ("versions", "0"),
+        ("versions", "-1"),
+        ("versions", "1001"),
+        ("twins", "-1"),
         ("holdout", "0"),
         ("holdout", "1.0"),
         ("holdout", "NaN"),
-        ("training.epochs", "0"),
+        ("training.epochs", "-1"),
+        ("training.steps", "-1"),
         ("training.batch", "-1"),
-        ("training.evaluate_every", "0"),
+        ("training.evaluate_every", "-1"),
         ("training.learning_rate", "0"),
         ("training.learning_rate", "-1"),
         ("training.learning_rate", "NaN"),

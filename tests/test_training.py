@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ def make_data(seed: int = 0, count: int = COUNT, versions: int = 2) -> FeatureSe
 
 DATA = make_data()
 VALIDATION = Validation.from_synthetic(make_data(1, 5))
+
+
+@pytest.fixture(autouse=True)
+def saved_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These trainings are over before the first checkpoint would be due."""
+    monkeypatch.setattr(training, "_SAVE_AFTER", 0.0)
 
 
 def run(
@@ -194,6 +201,33 @@ def test_the_best_epoch_survives_a_kill_that_comes_after_it(
     assert seen == 2 and same(whole, resumed) and history == again
 
 
+def test_without_validations_in_between_the_last_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, objective="unsupervised", evaluate_every=0)
+    scripted([0.5, 0.9, 0.8, 0.7, 0.6, 0.4], monkeypatch)
+    seen, [only], _ = run_counting(config)
+    assert seen == config.epochs and only.epoch == config.epochs - 1 and only.image_auroc == 0.4
+
+
+def test_a_checkpoint_is_written_when_some_seconds_have_gone_and_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, written = [0.0], []
+
+    def passing(*arguments: Any) -> Any:
+        clock[0] += 1.0
+        return batch_loss(*arguments)
+
+    def counted(path: Path, data: bytes) -> None:
+        written.append(clock[0])
+
+    monkeypatch.setattr(training, "batch_loss", passing)
+    monkeypatch.setattr(training, "atomic_write", counted)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(training, "_SAVE_AFTER", 5.0)
+    run(CONFIG, checkpoint=tmp_path / "run.ckpt")
+    assert written == [6.0, 12.0, 18.0]  # six epochs of three steps, a second each
+
+
 @pytest.mark.parametrize("patience", [1, 2, 3, 0])
 def test_patience_ends_a_training_that_no_longer_improves(
     patience: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -322,6 +356,26 @@ def test_unchanged_twins_are_never_defects(objective: Any) -> None:
     nothing = FeatureSet(DATA.normal, spoiled, tuple(np.zeros_like(c) for c in DATA.coverage))
     _, history = run(config, data=nothing)
     assert all(e.active == 0 and math.isfinite(e.loss) for e in history)
+
+
+@pytest.mark.parametrize("subnet", ["pointwise", "local"])
+def test_what_a_defect_grazes_takes_no_part_and_what_it_leaves_alone_is_good(subnet: str) -> None:
+    """Of maps whose flow keeps cells apart: by the loss, and by which cells it depends on."""
+    flow = Flow(CHANNELS, replace(FLOW, subnet=subnet, dropout=0.0, hidden=8), 0)
+    config = replace(CONFIG, objective="local_margin", margin=100.0)
+    coverage = DATA.coverage[0].copy()
+    coverage[:, 3, 3] = 40 * coverage.any(axis=(1, 2))  # less than half, beside cells that are covered whole
+
+    def loss(spoiled: tuple[int, int] | None) -> float:
+        twins = DATA.synthetic[0].copy()
+        if spoiled:
+            twins[:, :, *spoiled] += 1
+        return cost(flow, FeatureSet(DATA.normal, (twins,), (coverage,)), 0, np.arange(6), config)
+
+    usual = loss(None)
+    assert loss((0, 0)) != usual and loss((2, 0)) != usual
+    if subnet == "pointwise":  # whose cells do not see each other
+        assert loss((3, 3)) == usual
 
 
 def test_validation_leaves_unchanged_twins_out() -> None:

@@ -50,8 +50,9 @@ def fit_ours(job: Job) -> tuple[Score, dict[str, Any]]:
     detector = fit(
         category, recipe, weights=weights, seed=job["seed"], device=job["device"], store=StoreOptions(keep=False)
     )
-    epochs = len(detector.provenance["history"])
-    return lambda image: detector.scorer([image])[0], {"epochs": epochs, "planned": recipe.training.epochs}
+    epochs = detector.provenance["history"][-1]["epoch"] + 1
+    planned = detector.recipe.training.epochs
+    return lambda image: detector.scorer([image])[0], {"epochs": epochs, "planned": planned}
 
 
 def baseline(job: Job) -> Baseline:

@@ -47,10 +47,11 @@ class Batch:
 
     Attributes:
         x: features, float32: maps (B, C, h, w), the good ones first; or single locations (1, C, 1, N), likewise.
-        good: how many of the maps, or of the single locations, are of good images.
+        good: how many of the maps are of good images, or of the single locations are good.
         size: numbers in an image's features, C · h · w.
         changed: share of the good images that have a twin with a defect, in [0, 1].
         defective: the defective cells of the twins, (image, row, column), int64; none without twins.
+        clear: of maps, the cells of the twins that the defect did not touch, (image, row, column), int64; good ones.
         cells: where single locations lie; None for maps.
         view: which view of the images these are.
     """
@@ -60,6 +61,7 @@ class Batch:
     size: int
     changed: float = 0.0
     defective: tuple[Tensor, ...] = ()
+    clear: tuple[Tensor, ...] = ()
     cells: Cells | None = None
     view: int = 0
 
@@ -74,8 +76,9 @@ def read_batch(
 ) -> Batch:
     """The rows ``indices`` of the version that is an epoch's turn.
 
-    Of a flow that looks at each location by itself, and is trained by location, a share of the good images' cells is
-    drawn anew each time, and all defective ones of their twins.
+    Of a flow that looks at each location by itself, and is trained by location, a share of the cells of the good images
+    and of their twins is drawn anew each time, and all defective ones of the twins. Those beside a defect are good ones
+    too: they see a part of it, and a flow that knew them from good images alone would call them odd.
     """
     version = epoch % len(data.normal if config.objective == "unsupervised" else data.synthetic)
     view = version % flow.views
@@ -88,17 +91,24 @@ def read_batch(
     twins, share = data.synthetic[version], float(changed.mean())
     if config.objective == "self_supervised" or not flow.by_cell:
         x = torch.cat([normal, maps_of(twins[indices[changed]], device)]).float()
-        where = torch.from_numpy(covered(coverage[changed])).to(device).nonzero(as_tuple=True)
-        return Batch(x, count, size, share, where, view=view)
-    image, row, column = np.nonzero(covered(coverage[changed]))
-    bad = maps_of(twins[indices[changed][image], :, row, column], device)  # no more than these are read
-    defective = tuple(torch.from_numpy(one).to(device) for one in (image, row, column))
+        bad, clear = (_places(cells, device) for cells in (covered(coverage[changed]), coverage[changed] == 0))
+        return Batch(x, count, size, share, bad, clear, view=view)
+    both = torch.cat([normal, maps_of(twins[indices[changed]], device)]).flatten(2)
+    untouched = np.concatenate([np.zeros_like(coverage), coverage[changed]]).reshape(len(both), -1) == 0
+    drawn = _some_cells(len(both), both.shape[2], config.cells)
+    image, cell = (one.to(device) for one in (torch.arange(len(both))[:, None].expand_as(drawn), drawn))
+    free = torch.from_numpy(untouched).to(device)[image, cell]
+    defective = _places(covered(coverage[changed]), device)
     height, width = normal.shape[2:]
-    drawn = _some_cells(count, height * width, config.cells).to(device)
-    good = normal.flatten(2).gather(2, drawn[:, None].expand(-1, normal.shape[1], -1)).transpose(0, 1).flatten(1)
-    x = torch.cat([good, bad.T], dim=1)[None, :, None].float()
-    cells = Cells((height, width), torch.cat([drawn.flatten(), defective[1] * width + defective[2]]))
-    return Batch(x, drawn.numel(), size, share, defective, cells, view)
+    where = torch.cat([cell[free], defective[1] * width + defective[2]])
+    x = both[torch.cat([image[free], defective[0] + count]), :, where]
+    cells = Cells((height, width), where)
+    return Batch(x.T[None, :, None].float(), int(free.sum()), size, share, defective, cells=cells, view=view)
+
+
+def _places(cells: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, ...]:
+    """Where cells (N, h, w) are True: (image, row, column), int64."""
+    return torch.from_numpy(cells).to(device).nonzero(as_tuple=True)
 
 
 def maps_of(rows: NDArray[np.float16], device: torch.device) -> Tensor:

@@ -124,6 +124,7 @@ def fit(
     sources = [open_source([s.path for s in part], recipe, seed, grid) for part in (learn, held)]
     check_tiles(sources, recipe)
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
+    recipe = recipe.scheduled(len(sources[0]))
     for backbone in backbones if bundle else ():
         backbone.pack()  # one that cannot be bundled is refused before the long work
     provenance = _origin(category, target) | _images(category, sources, select_on_test)

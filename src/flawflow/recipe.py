@@ -1,5 +1,6 @@
 """Every choice of a fit, as frozen dataclasses; each named recipe is a short function of literal numbers."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,7 +25,8 @@ class TrainingConfig:
     Attributes:
         objective: ``unsupervised`` (mean NLL of normal images), ``self_supervised`` (the paper's conditional
             objective) or ``local_margin`` (NLL per location, with a hinge on the places under synthetic defects).
-        epochs: passes over the training images, at most.
+        epochs: passes over the training images, at most; 0 = as many as make ``steps``, and one for each view at least.
+        steps: how many steps a training takes that is not told its epochs; few images are passed over more often.
         batch: normal images in a step; as many synthetic ones join them unless the objective is unsupervised.
         cells: share of each normal image's cells that a step learns from, drawn anew each time. It counts for
             ``local_margin`` with the subnet ``pointwise``, which sees one cell; otherwise all are needed.
@@ -35,13 +37,14 @@ class TrainingConfig:
         margin: of ``local_margin``, nats per channel.
         weight: of the hinge against the likelihood, in ``local_margin``.
         per_dimension: divide the loss by C·h·w, so that rate and eps mean the same for every feature size.
-        evaluate_every: epochs between two validations.
+        evaluate_every: epochs between two validations, the best of which is kept; 0 = the last is validated and kept.
         patience: epochs without a better validation after which training stops; 0 = never.
         precision: ``float32``, or ``bfloat16`` for the subnets' products alone (couplings stay float32).
     """
 
     objective: Objective = "self_supervised"
     epochs: int = 500
+    steps: int = 0
     batch: int = 16
     cells: float = 1.0
     learning_rate: float = 2e-4
@@ -59,10 +62,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Raises OptionError for a number that no training could follow."""
-        positive = {"epochs": self.epochs, "batch": self.batch, "evaluate_every": self.evaluate_every}
-        for name, value in positive.items():
-            if value < 1:
-                raise OptionError(f"training.{name} is {value}: expected at least 1")
+        if self.batch < 1:
+            raise OptionError(f"training.batch is {self.batch}: expected at least 1")
+        if self.epochs < 0 or self.steps < 0 or self.epochs == self.steps == 0:
+            raise OptionError(
+                f"training.epochs is {self.epochs} and steps {self.steps}: expected at least one epoch, or 0 and at "
+                "least one step"
+            )
         if not 0 <= self.minimum_rate <= self.learning_rate or self.learning_rate <= 0:
             raise OptionError(
                 f"training.learning_rate is {self.learning_rate} and minimum_rate {self.minimum_rate}: expected "
@@ -70,7 +76,7 @@ class TrainingConfig:
             )
         if not 0 < self.cells <= 1:
             raise OptionError(f"training.cells is {self.cells}: expected a share above 0 and up to 1")
-        for name in ("eps", "weight_decay", "bound", "margin", "weight", "patience", "cosine_epochs"):
+        for name in ("eps", "weight_decay", "bound", "margin", "weight", "patience", "cosine_epochs", "evaluate_every"):
             if getattr(self, name) < 0:
                 raise OptionError(f"training.{name} is {getattr(self, name)}: expected 0 or more")
 
@@ -129,7 +135,10 @@ class Recipe:
         automatic_synthesis: take NSA's numbers from the product's published row, or find them from the images;
             False = take ``synthesis.nsa`` as it stands.
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
-            version e mod versions (the paper draws anew each epoch). There are at least as many as views.
+            version e mod versions (the paper draws anew each epoch). There are at least as many as views; 0 = as many
+            as make ``twins``, and no more than epochs.
+        twins: how many synthetic images there are in all, about, where ``versions`` does not tell; few images get more
+            each, so that a flow which sees them often does not learn the very defects.
         holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
         tiling: whether images are cut into tiles instead of being resized whole.
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
@@ -152,6 +161,7 @@ class Recipe:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     automatic_synthesis: bool = True
     versions: int = 1
+    twins: int = 0
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
     blur: float = 0.0
@@ -163,10 +173,13 @@ class Recipe:
         """Raises OptionError for a number out of range."""
         if not 16 <= self.size <= 8192:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
-        if not 1 <= self.versions <= 1000 or not 0 < self.holdout < 1:
+        if not 0 <= self.versions <= 1000 or self.twins < 0 or self.versions == self.twins == 0:
             raise OptionError(
-                f"versions is {self.versions} and holdout {self.holdout}: expected 1 to 1000 and in (0, 1)"
+                f"versions is {self.versions} and twins {self.twins}: expected 1 to 1000 versions, or 0 and at "
+                "least one twin"
             )
+        if not 0 < self.holdout < 1:
+            raise OptionError(f"holdout is {self.holdout}: expected a share between 0 and 1")
         replace(self.flow, blur=self.blur, trust=self.trust)  # refuses what no flow could learn with
         if not 0 <= self.smaller < 1:
             raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")
@@ -229,6 +242,13 @@ class Recipe:
     def networks(self) -> str:
         """The frozen networks by name, for people."""
         return " and ".join(self.labels)
+
+    def scheduled(self, images: int) -> "Recipe":
+        """The recipe with its epochs and versions in numbers, for so many training images."""
+        training, views = self.training, self.scoring.views
+        epochs = training.epochs or max(views, math.ceil(training.steps / math.ceil(images / training.batch)))
+        versions = self.versions or max(views, min(epochs, math.ceil(self.twins / images)))
+        return replace(self, versions=versions, training=replace(training, epochs=epochs))
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
         """The file of that backbone's weights, where one was brought for the recipe's network."""
@@ -294,7 +314,8 @@ def default() -> Recipe:
         synthesis=SynthesisSettings(method="mixture", sharpness=0.0),
         training=TrainingConfig(
             objective="local_margin",
-            epochs=4,
+            epochs=0,
+            steps=320,
             batch=8,
             cells=0.25,
             learning_rate=1e-3,
@@ -304,11 +325,12 @@ def default() -> Recipe:
             weight_decay=1e-5,
             margin=0.5,
             per_dimension=True,
-            evaluate_every=1,
+            evaluate_every=0,
             patience=0,
         ),
         scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25),
-        versions=2,
+        versions=0,
+        twins=448,
         blur=0.1,
         smaller=0.7,
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from flawflow.metrics import auroc, auroc_error
 from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
 from flawflow.recipe import ScoringConfig, TrainingConfig
 from flawflow.scoring import image_levels, image_scores, location_scores, smooth
+
+_SAVE_AFTER = 10.0  # seconds of training that a kill may lose: an epoch of few images takes less than a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,8 @@ def train(
         config, scoring: see each.
         seed: fixes order and dropout.
         device: where to train.
-        checkpoint: file to go on from and to write after every epoch; removed by whoever called, after saving.
+        checkpoint: file to go on from, and to write after an epoch where the last was written some seconds before, and
+            after the last one; removed by whoever called, after saving.
         run_key: a checkpoint of another run is ignored.
         progress: show a bar with loss, share of active synthetic images and time left.
 
@@ -157,6 +161,7 @@ def train(
         flow.parameters(), lr=config.learning_rate, eps=config.eps, weight_decay=config.weight_decay
     )
     state = _resume(checkpoint, run_key, flow, optimiser) or _Progress(0, [], _weights(flow))
+    saved = time.monotonic()
     count = len(data.normal[0])
     steps = math.ceil(count / config.batch)
     with tqdm(
@@ -187,13 +192,15 @@ def train(
                     f"the training diverged in epoch {epoch + 1} (loss {total}): lower training.learning_rate, "
                     f"now {config.learning_rate}"
                 )
-            if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
+            if epoch + 1 == config.epochs or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
                 image, pixel = validate(flow, validation, scoring, device)
                 state.history.append(Epoch(epoch, total, active, rate, image, pixel, validation.error(image)))
                 if kept_epoch(state.history) is state.history[-1]:
                     state.best = _weights(flow)
             state.next_epoch = epoch + 1
-            _save(checkpoint, run_key, flow, optimiser, state)
+            if epoch + 1 == config.epochs or time.monotonic() - saved >= _SAVE_AFTER:
+                _save(checkpoint, run_key, flow, optimiser, state)
+                saved = time.monotonic()
     flow.load_state_dict(state.best)
     flow.eval()
     return state.history
@@ -222,7 +229,10 @@ def batch_loss(flow: Flow, batch: Batch, config: TrainingConfig) -> tuple[Tensor
 def _local_loss(nll: Tensor, batch: Batch, config: TrainingConfig) -> tuple[Tensor, float]:
     """From the NLL in nats of each location, (B, h, w) or (1, 1, N)."""
     if batch.cells is None:
-        good, bad = nll[: batch.good].flatten(), nll[batch.good :][batch.defective]
+        good, bad = (
+            torch.cat([nll[: batch.good].flatten(), nll[batch.good :][batch.clear]]),
+            nll[batch.good :][batch.defective],
+        )
     else:
         good, bad = nll.flatten()[: batch.good], nll.flatten()[batch.good :]
     margin = config.margin * batch.channels

@@ -18,6 +18,7 @@ from flawflow.training import Epoch, kept_epoch
 # Characters of pictures in one page: 15 MB can still be mailed, and text, curves and HTML need their share.
 ROOM = 11_000_000
 _UNTOLD = ("name", "automatic_synthesis")
+_COUNTED = ("training.epochs", "versions")  # which a fit finds from the number of images, where the recipe leaves it to
 
 
 def percent(share: float) -> str:
@@ -109,7 +110,11 @@ def settings_section(detector: Detector) -> Section:
     values = _flat(recipe.to_dict())
     base = _flat(named_recipe(recipe.name).to_dict()) if recipe.name in RECIPES else {}
     changed = {k: v for k, v in values.items() if (k not in base or base[k] != v) and k not in _UNTOLD}
-    found = {k: v for k, v in changed.items() if k.startswith("synthesis.nsa.") or k.endswith(".background")}
+    found = {
+        k: v
+        for k, v in changed.items()
+        if k.startswith("synthesis.nsa.") or k.endswith(".background") or (k in _COUNTED and base.get(k) == 0)
+    }
     usual = {key: base.get(key, base.get(f"{key}.name")) for key in changed}
     rows = [(key, _shown(usual[key]), _shown(value)) for key, value in changed.items() if key not in found]
     pairs = [
