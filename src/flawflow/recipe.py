@@ -28,8 +28,9 @@ class TrainingConfig:
         epochs: passes over the training images, at most; 0 = as many as make ``steps``, and one for each view at least.
         steps: how many steps a training takes that is not told its epochs; few images are passed over more often.
         batch: normal images in a step; as many synthetic ones join them unless the objective is unsupervised.
-        cells: share of each normal image's cells that a step learns from, drawn anew each time. It counts for
-            ``local_margin`` with the subnet ``pointwise``, which sees one cell; otherwise all are needed.
+        cells: share of each image's cells that a step learns from, drawn anew each time; the defective ones of twins
+            come on top. It counts for ``local_margin`` with the subnet ``pointwise``, which sees one cell; otherwise
+            all are needed.
         learning_rate, minimum_rate: Adam's rate follows a cosine from the first to the second.
         cosine_epochs: epochs of half a cosine period; 0 = ``epochs``. Past it the rate rises again.
         eps, weight_decay: Adam's.
@@ -317,7 +318,7 @@ def default() -> Recipe:
             epochs=0,
             steps=320,
             batch=8,
-            cells=0.25,
+            cells=0.125,
             learning_rate=1e-3,
             minimum_rate=1e-6,
             cosine_epochs=0,
