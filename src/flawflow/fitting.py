@@ -124,7 +124,7 @@ def fit(
     sources = [open_source([s.path for s in part], recipe, seed, grid) for part in (learn, held)]
     check_tiles(sources, recipe)
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
-    recipe = recipe.scheduled(len(sources[0]))
+    recipe = recipe.scheduled(len(sources[0]), select_on_test)
     for backbone in backbones if bundle else ():
         backbone.pack()  # one that cannot be bundled is refused before the long work
     provenance = _origin(category, target) | _images(category, sources, select_on_test)
@@ -338,7 +338,7 @@ def _features(
     device: torch.device,
     say: Say | None,
 ) -> tuple[FeatureSet, FeatureSet]:
-    """What is learned from, and what chooses the epoch unless test images do."""
+    """What is learned from, and what the training is validated on unless test images are."""
     shift = recipe.scoring.shift
     learn = FeatureJob(sources[0], backbone, recipe.synthesis, seed, device, shift)
     with_synthetic = recipe.training.objective != "unsupervised"

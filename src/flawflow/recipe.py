@@ -140,7 +140,7 @@ class Recipe:
             as make ``twins``, and no more than epochs.
         twins: how many synthetic images there are in all, about, where ``versions`` does not tell; few images get more
             each, so that a flow which sees them often does not learn the very defects.
-        holdout: share of the good images kept out of training, to choose the epoch and calibrate on.
+        holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
         tiling: whether images are cut into tiles instead of being resized whole.
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
             the score; 0 = that one draws the map too. A faint mark decides whether a part is good, and a density that
@@ -244,12 +244,16 @@ class Recipe:
         """The frozen networks by name, for people."""
         return " and ".join(self.labels)
 
-    def scheduled(self, images: int) -> "Recipe":
-        """The recipe with its epochs and versions in numbers, for so many training images."""
+    def scheduled(self, images: int, choosing: bool = False) -> "Recipe":
+        """The recipe with its epochs and versions in numbers, for so many training images.
+
+        ``choosing``: an epoch is to be chosen, for which about sixteen are validated where the recipe tells of none.
+        """
         training, views = self.training, self.scoring.views
         epochs = training.epochs or max(views, math.ceil(training.steps / math.ceil(images / training.batch)))
         versions = self.versions or max(views, min(epochs, math.ceil(self.twins / images)))
-        return replace(self, versions=versions, training=replace(training, epochs=epochs))
+        every = training.evaluate_every or (math.ceil(epochs / 16) if choosing else 0)
+        return replace(self, versions=versions, training=replace(training, epochs=epochs, evaluate_every=every))
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
         """The file of that backbone's weights, where one was brought for the recipe's network."""

@@ -252,13 +252,18 @@ def _looks(recipe: Recipe) -> str:
 
 def _notes(dataset: str, absent: Sequence[str], setting: Setting) -> list[str]:
     recipe = setting.recipe
-    chosen = (
-        "on TEST images, as in the paper" if setting.select_on_test else "on synthetic defects on held-out good images"
-    )
+    training = recipe.training
+    length = f"at most {training.epochs} epochs" if training.epochs else f"{training.steps} steps"
+    if setting.select_on_test:
+        kept = "the epoch was chosen on TEST images, as in the paper"
+    elif training.evaluate_every:
+        kept = "the epoch was chosen on synthetic defects on held-out good images"
+    else:
+        kept = "the last epoch was kept"
     notes = [
-        f"Ours: recipe {recipe.name}, {recipe.networks} at {recipe.size} pixels, at most "
-        f"{recipe.training.epochs} epochs, score {recipe.scoring.score}, seed {setting.seed}; the epoch was chosen "
-        f"{chosen}. The paper's own column (SSNF) and those of the other flows were chosen on test images.",
+        f"Ours: recipe {recipe.name}, {recipe.networks} at {recipe.size} pixels, {length}, score "
+        f"{recipe.scoring.score}, seed {setting.seed}; {kept}. The paper's own column (SSNF) and those of the other "
+        "flows were chosen on test images.",
     ]
     if absent:
         notes += [

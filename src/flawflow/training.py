@@ -31,7 +31,7 @@ _SAVE_AFTER = 10.0  # seconds of training that a kill may lose: an epoch of few 
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What chooses the epoch.
+    """What epochs are validated on, and chosen by where there are several.
 
     Attributes:
         parts: features (N, C, h, w), their defective cells (N, h, w), defective images (N,).
@@ -140,7 +140,7 @@ def train(
     Args:
         flow: the flow; its whitening, if any, is already fitted.
         data: training features.
-        validation: what chooses the epoch.
+        validation: what the epochs are compared by.
         config, scoring: see each.
         seed: fixes order and dropout.
         device: where to train.

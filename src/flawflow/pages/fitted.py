@@ -67,9 +67,10 @@ def _learned(detector: Detector) -> Section:
         for key in ("image", "pixel"):
             told = f"{key} AUROC, validation{name}"
             facts += [(told, f"{e[f'{key}_auroc']:.4f}") for e in kept if e.get(f"{key}_auroc")]
+    choosing = recipe.training.evaluate_every and not selected_on_test(detector)
     text = (
         "The detector learned what good parts look like, from good images alone. Images that it did not learn from "
-        f"were held out, {'' if selected_on_test(detector) else 'to choose the epoch and '}to set the threshold. The "
+        f"were held out, {'to choose the epoch and ' if choosing else ''}to set the threshold. The "
         f"validation numbers are measured on {known.get('selected_on')}"
     )
     text += ", which chose the epoch." if selected_on_test(detector) else f"; {_OTHER}."
