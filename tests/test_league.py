@@ -22,6 +22,7 @@ from league import cells
 from league.cells import Cell, Rules, job, kept, measure, run, to_common
 from league.checks import check_products, check_settings, products
 from league.methods import CANNOT, METHODS, chosen, model_arguments
+from league.ours import our_recipe
 from league.table import table
 
 LEAGUE = Path(__file__).resolve().parents[1] / "benchmarks" / "league"
@@ -131,16 +132,21 @@ def test_a_cell_is_another_on_other_images_and_with_other_weights(
         kept(padim, rules, tmp_path)
 
 
-def test_only_ours_is_another_with_another_detector(
+def test_only_ours_is_another_with_another_detector_or_recipe(
     cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(monkeypatch)
     ours = replace(cell, method=BY_NAME["ours-default"])
     rows = [run(one, RULES, tmp_path) for one in (cell, ours)]
-    monkeypatch.setattr(cells, "FORMAT_VERSION", rows[1]["detector"] + 1)
-    assert kept(cell, RULES, tmp_path) == rows[0]
-    with pytest.raises(OptionError, match=f"was run with detector {rows[1]['detector']}: ask for the same"):
-        kept(ours, RULES, tmp_path)
+    other = our_recipe("ours-default", "", 256).change({"training.steps": "100"})
+    changes = {"detector": ("FORMAT_VERSION", rows[1]["detector"] + 1), "recipe": ("our_recipe", lambda *_: other)}
+    for told, (name, value) in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(cells, name, value)
+            assert kept(cell, RULES, tmp_path) == rows[0]
+            with pytest.raises(OptionError, match=f"was run with {told} {rows[1][told]}: ask for the same"):
+                kept(ours, RULES, tmp_path)
+    assert kept(ours, RULES, tmp_path) == rows[1]
 
 
 def test_a_row_that_does_not_say_what_it_was_run_on_is_refused(

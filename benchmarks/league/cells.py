@@ -21,8 +21,10 @@ from flawflow.errors import DatasetError, OptionError
 from flawflow.evaluation import read_masks
 from flawflow.files import atomic_path, digest, write_json
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
+from flawflow.store import make_key
 from flawflow.types import Category, Sample
 from league.methods import Method, model_arguments
+from league.ours import our_recipe
 
 _HERE = Path(__file__).resolve().parent
 _TAIL = 2000
@@ -125,15 +127,17 @@ def asked(cell: Cell, rules: Rules, category: Category) -> dict[str, Any]:
     except OSError as error:
         raise DatasetError(f"cannot read {error.filename}: {error.strerror or error}") from error
     listed.append(digest(min(files)))  # uncompressed images of one shape are of one size
+    size, ours = cell.method.size or rules.size, cell.method.kind == "ours"
     return {
-        "size": cell.method.size or rules.size,
+        "size": size,
         "common": rules.common,
         "minutes": rules.minutes,
         "device": rules.device,
         "settings": rules.settings.get(cell.method.name, {}),
         "weights": digest(rules.weights[cell.network]) if cell.network else "",
         "files": hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16],
-        "detector": FORMAT_VERSION if cell.method.kind == "ours" else None,
+        "detector": FORMAT_VERSION if ours else None,
+        "recipe": make_key(our_recipe(cell.method.name, cell.network, size).to_dict()) if ours else None,
     }
 
 

@@ -11,7 +11,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,23 @@ import torch
 from flawflow.backbones import default_spec
 from flawflow.fitting import StoreOptions, fit
 from flawflow.images import read_image
-from flawflow.recipe import Recipe, default, deit
 from flawflow.types import AnomalyMap, Category, Image, Sample
 from league.baselines.common import Baseline, Clock
 from league.baselines.cutpaste import CutPaste, CutPasteBaselineSettings
 from league.baselines.differnet import DifferNet, DifferNetSettings
 from league.baselines.nsa import Nsa, NsaBaselineSettings
+from league.ours import our_recipe
 
 Job = dict[str, Any]
 Score = Callable[[Image], tuple[float, AnomalyMap]]
-
-
-def our_recipe(job: Job) -> Recipe:
-    """The recipe of a job; a network other than the recipe's is tapped where its kind is by default."""
-    if job["method"] == "ours-default":
-        return default()
-    recipe = replace(deit(), size=job["size"])
-    if job["network"] != recipe.backbone.name:
-        recipe = replace(recipe, backbone=default_spec(job["network"]))
-    return recipe
 
 
 def fit_ours(job: Job) -> tuple[Score, dict[str, Any]]:
     """Our detector, fitted on the job's images alone."""
     good = tuple(Sample(Path(name)) for name in job["train"])
     category = Category(job["product"], "league", good, synthesis_class=job["synthesis_class"])
-    recipe, weights = our_recipe(job), Path(job["weights"]) if job["weights"] else None
+    recipe = our_recipe(job["method"], job["network"], job["size"])
+    weights = Path(job["weights"]) if job["weights"] else None
     detector = fit(
         category, recipe, weights=weights, seed=job["seed"], device=job["device"], store=StoreOptions(keep=False)
     )
