@@ -64,9 +64,9 @@ def pretended_choice(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "fit", pretended)
-        patch.setattr(choosing, "split", lambda *_: ((), ()))
+        patch.setattr(choosing, "split", lambda *_: ((None,), ()))
         patch.setattr(choosing, "judge", lambda detector, *_: verdicts[int(detector.recipe.name)])
-        patch.setattr(choosing, "_cost", lambda recipe, _: seconds[int(recipe.name)])
+        patch.setattr(choosing, "_cost", lambda recipe, *_: seconds[int(recipe.name)])
         patch.setattr(choosing, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
         made_up = Category("made up", "folder", (), (), None)
         return fit_best(made_up, recipes, minutes=minutes, say=said.append), tried, said
@@ -116,10 +116,13 @@ def test_what_a_recipe_takes_is_told_from_its_networks_pixels_and_views() -> Non
         default,
         default.change({"beside.name": "compact", "beside.taps": "[2]"}),
     ]
-    costs = [choosing._cost(recipe, None) for recipe in ordered]
+    costs = [choosing._cost(recipe, None, 686) for recipe in ordered]
     assert costs == sorted(costs) and costs[0] < 0.5 * costs[1] < 0.25 * costs[2]
-    one_view = choosing._cost(default.change({"scoring.shift": "0"}), None)
-    assert costs[2] == pytest.approx(2 * one_view - choosing._READING)
+    # Few images are passed over more often, and get more twins: the fit takes hardly less.
+    few, some, many = (choosing._cost(default, None, images) for images in (14, 188, 1880))
+    assert 0.3 * some < few < some < 0.3 * many
+    alone = choosing._cost(default.change({"blur": "0"}), None, 14)
+    assert 0.5 * few < alone < few
 
 
 def test_weights_that_are_missing_are_told_before_any_fit(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:

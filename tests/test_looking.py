@@ -317,14 +317,14 @@ def test_good_images_calibrate_a_run_once_and_never_when_they_were_learned_from(
         shutil.copy(file, good / f"again{file.name}")
     assert main([str(one) for one in command]) == 0
     said = capsys.readouterr().err
-    assert "of the 7 good images" in said and "learned from 3 or chose its epoch on them, and 2 are there twice" in said
+    assert "of the 7 good images" in said and "learned from 3 or was validated on them, and 2 are there twice" in said
     assert json.loads(found.read_text())["decision"]["normals"] == 2
 
 
 def test_images_that_chose_the_epoch_calibrate_nothing_where_the_detector_says_so(whole: Path, stone: Path) -> None:
     detector = Detector.load(whole, device="cpu")
     _, held = learned_and_held(whole, stone)
-    with pytest.raises(InputError, match="chose its epoch"):
+    with pytest.raises(InputError, match="was validated on"):
         unseen(detector, held)
     detector.provenance["validation_images"] = detector.provenance["validation_images"][:0]
     assert unseen(detector, held) == Unseen(tuple(held), 0, 0)

@@ -112,7 +112,7 @@ def test_an_image_counts_once_and_never_when_it_was_learned(detector: Detector, 
     done = recalibrate(detector, [*train, *good(stone), twin])
     assert (done.added, done.learned, done.counted) == (9, 12 - held, held + 1)
     assert len(done.detector.calibration.image_scores) == held + 9
-    with pytest.raises(InputError, match="learned from 0 of them or chose its epoch on them, and 10 count already"):
+    with pytest.raises(InputError, match="learned from 0 of them or was validated on them, and 10 count already"):
         recalibrate(done.detector, [*good(stone), twin])
     with pytest.raises(InputError, match=rf"learned from {12 - held} of them .* and {held} count"):
         recalibrate(detector, train)
@@ -120,7 +120,7 @@ def test_an_image_counts_once_and_never_when_it_was_learned(detector: Detector, 
     anew = recalibrate(done.detector, [*train, *good(stone)[:3]], start_anew=True)
     assert (anew.added, anew.learned) == (3, 12)
     assert len(anew.detector.provenance["calibration_images"]) == 3
-    with pytest.raises(InputError, match="learned from 12 of them or chose its epoch on them"):
+    with pytest.raises(InputError, match="learned from 12 of them or was validated on them"):
         recalibrate(anew.detector, train)
     held_out = [Sample(file, "good") for file in train]
     assert known_images(detector, held_out) == known_images(anew.detector, held_out) == 12
@@ -220,7 +220,7 @@ def test_calibrate_leaves_out_what_was_learned_and_says_so(copied: Path, stone: 
     for file in good(stone)[:3]:
         shutil.copy(file, both / f"new-{file.name}")
     out = told(capsys, "calibrate", copied, both)
-    left = "left out 10 that the detector learned from or chose its epoch on, left out 2 that count already"
+    left = "left out 10 that the detector learned from or was validated on, left out 2 that count already"
     assert f"added 3 good images, {left}\n" in out
     assert shapes(out, "added ") == shapes((DOCS / "decisions.md").read_text(), "added ")
 

@@ -10,7 +10,7 @@ PRODUCT is a folder in a known dataset layout; ``demo`` stands for the generated
 OUT gets a file a cell (method, weights, product, shots, seed), the table ``league.md`` and a figure a product. What is
 there is not run again, so a league that was stopped goes on. No method sees a test image before it is fitted, nor ever
 what a test image shows. On a CPU a training ends after 30 minutes at most, with the epoch that is then under way
-(CutPaste's with the update); the table says how many epochs that were. Ours trains its recipe's few epochs.
+(CutPaste's with the update); the table says how many epochs that were. Ours trains its recipe's few steps.
 """
 
 import argparse

@@ -31,7 +31,7 @@ class Unseen:
     """Good images that may calibrate a run, and what became of the others.
 
     Attributes:
-        files: each once, and none that the detector learned from or chose its epoch on.
+        files: each once, and none that the detector learned from or was validated on.
         learned: how many were left out because the detector knows them.
         twice: how many were left out because another file has the same bytes.
     """
@@ -42,7 +42,7 @@ class Unseen:
 
 
 def unseen(detector: Detector, files: Sequence[Path]) -> Unseen:
-    """Those of the files that the detector neither learned from nor chose its epoch on, known again by their bytes.
+    """Those of the files that the detector neither learned from nor was validated on, known again by their bytes.
 
     Raises:
         InputError: none is left, or a file cannot be read.
@@ -56,7 +56,7 @@ def unseen(detector: Detector, files: Sequence[Path]) -> Unseen:
     learned = sum(mark in known for mark in marks)
     if not fresh:
         raise InputError(
-            f"the detector learned from every one of the {len(files)} good images or chose its epoch on it, so that "
+            f"the detector learned from every one of the {len(files)} good images or was validated on it, so that "
             "they promise nothing: bring good images that it has never seen"
         )
     return Unseen(tuple(fresh.values()), learned, len(files) - learned - len(fresh))

@@ -17,6 +17,7 @@ from flawflow.detector import Detector, DeviceName
 from flawflow.errors import OptionError
 from flawflow.features import ImageSource
 from flawflow.fitting import HELD_OUT_SEED, Say, StoreOptions, checked_seed, fit, split
+from flawflow.flow import Flow
 from flawflow.histories import branch_histories
 from flawflow.metrics import auroc, auroc_error, pixel_metrics
 from flawflow.recipe import Recipe
@@ -32,8 +33,9 @@ KINDS: tuple[Method, ...] = ("nsa", "scar", "perlin", "cutpaste", "strokes", "st
 _DEFECTS = 12
 _GOOD = 64  # held-out good images that are looked at, at most
 _GROUP = 8  # images at once
-# 10⁹ operations of a network that take as long as it does to read an image, and to make a million pixels of it.
-_READING, _PER_MEGAPIXEL = 2.0, 40.0
+# 10⁹ operations of a network that take as long as it does to read an image, and to make a million pixels of it; and how
+# many times as long as a network's an operation of a flow takes, with its gradient.
+_READING, _PER_MEGAPIXEL, _TRAINED = 2.0, 40.0, 9.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,18 @@ def fit_best(
     def judged(detector: Detector) -> Verdict:
         return judge(detector, [sample.path for sample in split(category, detector.recipe, shots, seed)[1]], seed)
 
-    return _best_of(recipes, brought, minutes, fitted, judged, say or (lambda _: None)) if several else fitted(0)
+    if not several:
+        return fitted(0)
+    costs = [1.0] * len(recipes)
+    if minutes is not None:
+        learned = len(split(category, recipes[0], shots, seed)[0])
+        costs = [_cost(recipe, file, learned) for recipe, file in zip(recipes, brought, strict=True)]
+    return _best_of(recipes, costs, minutes, fitted, judged, say or (lambda _: None))
 
 
 def _best_of(
     recipes: Sequence[Recipe],
-    brought: Sequence[Path | None],
+    costs: Sequence[float],
     minutes: float | None,
     fitted: Callable[[int], Detector],
     judged: Callable[[Detector], Verdict],
@@ -135,7 +143,6 @@ def _best_of(
     """The detector of the best recipe. Of all that are tried the best so far alone is held: as all but the first come
     in the order of preference, what is not the best so far never will be."""
     began = time.perf_counter()
-    costs = [1.0 if minutes is None else _cost(*one) for one in zip(recipes, brought, strict=True)]
     best: Detector | None = None
     verdicts: dict[int, Verdict] = {}
     seconds: dict[int, float] = {}
@@ -174,21 +181,30 @@ def _best_of(
     return best
 
 
-def _cost(recipe: Recipe, brought: Path | None) -> float:
-    """What a fit takes beside other fits of the same images, cut alike.
+def _cost(recipe: Recipe, brought: Path | None, images: int) -> float:
+    """What a fit takes beside other fits of the same images, so many to learn from, cut alike.
 
-    10⁹ operations of the networks for an image, and as many as it takes to make its pixels.
+    10⁹ operations of the networks, and as many as it takes to make the pixels and to train the flows.
 
     Raises:
         WeightsError: a network cannot be built; told before any long work.
     """
-    found = 0.0
-    for spec in recipe.backbones:
+    recipe = recipe.scheduled(images)
+    training, views = recipe.training, recipe.scoring.views
+    maps = images * (views + recipe.versions)
+    seen = training.epochs * images * 2  # good ones and twins
+    a_map, a_step = _READING, 0.0
+    for spec, shown in zip(recipe.backbones, recipe.shown, strict=True):
         backbone = build_backbone(spec, recipe.size, recipe.weights_of(spec, brought))
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            backbone(torch.zeros(1, recipe.size, recipe.size, 3, dtype=torch.uint8))
-        found += counter.get_total_flops() / 1e9 + _PER_MEGAPIXEL * spec.side(recipe.size) ** 2 / 1e6
-    return _READING + recipe.scoring.views * found
+            features = backbone(torch.zeros(1, recipe.size, recipe.size, 3, dtype=torch.uint8))
+        a_map += counter.get_total_flops() / 1e9 + _PER_MEGAPIXEL * spec.side(recipe.size) ** 2 / 1e6
+        flow = Flow(backbone.channels, recipe.flow, 0, backbone.grid, views)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            flow(features)
+        share = training.cells if flow.by_cell and training.objective == "local_margin" else 1.0
+        a_step += counter.get_total_flops() / 1e9 * share * (2 if shown and recipe.drawing else 1)
+    return maps * a_map + _TRAINED * seen * a_step
 
 
 def _check_choice(recipes: Sequence[Recipe], minutes: float | None, select_on_test: bool) -> None:
@@ -206,7 +222,7 @@ def _check_choice(recipes: Sequence[Recipe], minutes: float | None, select_on_te
 def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
     """How well the detector, just as it inspects, tells its held-out good images from the same with defects.
 
-    The defects are of six kinds, whatever the detector was trained on, and none is one that chose its epoch. Of images
+    The defects are of six kinds, whatever the detector was trained on, and none is one that it was validated on. Of images
     cut into tiles, whose scores are none of an image, the epoch's own numbers are taken.
     """
     if detector.recipe.tiling.side:

@@ -102,7 +102,7 @@ def check_test_images(category: Category) -> None:
 
 
 def known_images(detector: Detector, samples: Sequence[Sample]) -> int:
-    """How many of these images the detector learned from, chose its epoch on or is calibrated on.
+    """How many of these images the detector learned from, was validated on or is calibrated on.
 
     Numbers on such images flatter it. Raises InputError where a file cannot be read.
     """

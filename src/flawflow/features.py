@@ -28,7 +28,7 @@ from flawflow.workers import at_once
 Seen = tuple[NDArray[np.float16], NDArray[np.uint8]]  # an image's features and coverage
 Draw = Callable[[int], tuple[Image, NDArray[np.uint8]]]
 LEARNED_IMAGES = "learned_images"  # in a detector's provenance: files it learned from, or test images it was chosen on
-VALIDATION_IMAGES = "validation_images"  # … files that chose its epoch, and calibrated it at first
+VALIDATION_IMAGES = "validation_images"  # … files it was validated on, and calibrated on at first
 CALIBRATION_IMAGES = "calibration_images"  # … and files whose scores make its thresholds now
 _WORKERS = 2
 _BATCH = 16

@@ -1,6 +1,6 @@
 """More good images behind a fitted detector's decisions, and known defects to estimate its misses; no new fit.
 
-A further image counts once, and only when the detector neither learned from it nor chose its epoch on it: files are
+A further image counts once, and only when the detector neither learned from it nor was validated on it: files are
 known again by the SHA-256 of their bytes, of which the detector's provenance keeps the first digits.
 """
 
@@ -39,7 +39,7 @@ class Recalibrated:
     Attributes:
         detector: a copy with the same network; the one given is left as it was.
         added: images that count now.
-        learned: images left out because the detector learned from them or chose its epoch on them.
+        learned: images left out because the detector learned from them or was validated on them.
         counted: images left out because they count already, or were given twice.
     """
 
@@ -96,8 +96,8 @@ def recalibrate(
     learned = sum(mark in taught for mark in marks)
     if not fresh:
         raise InputError(
-            f"none of the {len(files)} good images is new: the detector learned from {learned} of them or chose its "
-            f"epoch on them, and {len(files) - learned} count already; bring good images that it has never seen (a "
+            f"none of the {len(files)} good images is new: the detector learned from {learned} of them or was "
+            f"validated on them, and {len(files) - learned} count already; bring good images that it has never seen (a "
             "budget is changed without a folder)"
         )
     changed = copy.copy(detector)

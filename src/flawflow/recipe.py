@@ -25,7 +25,7 @@ class TrainingConfig:
     Attributes:
         objective: ``unsupervised`` (mean NLL of normal images), ``self_supervised`` (the paper's conditional
             objective) or ``local_margin`` (NLL per location, with a hinge on the places under synthetic defects).
-        epochs: passes over the training images, at most; 0 = as many as make ``steps``, and one for each view at least.
+        epochs: passes over the training images, at most; 0 = as many as make ``steps``, and four at least.
         steps: how many steps a training takes that is not told its epochs; few images are passed over more often.
         batch: normal images in a step; as many synthetic ones join them unless the objective is unsupervised.
         cells: share of each image's cells that a step learns from, drawn anew each time; the defective ones of twins
@@ -137,7 +137,7 @@ class Recipe:
             False = take ``synthesis.nsa`` as it stands.
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
             version e mod versions (the paper draws anew each epoch). There are at least as many as views; 0 = as many
-            as make ``twins``, and no more than epochs.
+            as make ``twins``, each view as often, no more than epochs, and 64 at most.
         twins: how many synthetic images there are in all, about, where ``versions`` does not tell; few images get more
             each, so that a flow which sees them often does not learn the very defects.
         holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
@@ -245,13 +245,11 @@ class Recipe:
         return " and ".join(self.labels)
 
     def scheduled(self, images: int, choosing: bool = False) -> "Recipe":
-        """The recipe with its epochs and versions in numbers, for so many training images.
-
-        ``choosing``: an epoch is to be chosen, for which about sixteen are validated where the recipe tells of none.
-        """
+        """The recipe with its epochs and versions in numbers; ``choosing`` among epochs needs some sixteen of them."""
         training, views = self.training, self.scoring.views
-        epochs = training.epochs or max(views, math.ceil(training.steps / math.ceil(images / training.batch)))
-        versions = self.versions or max(views, min(epochs, math.ceil(self.twins / images)))
+        passes = max(4, training.steps / math.ceil(images / training.batch))
+        epochs = training.epochs or math.ceil(passes / views) * views
+        versions = self.versions or math.ceil(min(epochs, 64, self.twins / images) / views) * views
         every = training.evaluate_every or (math.ceil(epochs / 16) if choosing else 0)
         return replace(self, versions=versions, training=replace(training, epochs=epochs, evaluate_every=every))
 

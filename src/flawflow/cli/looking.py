@@ -102,7 +102,7 @@ def _calibrated(detector: "Detector", folder: Path, tiling: TilingConfig | None,
     if chosen.learned or chosen.twice:
         say(
             f"flawflow: of the {len(files)} good images in {folder} {len(chosen.files)} calibrate this run: the "
-            f"detector learned from {chosen.learned} or chose its epoch on them, and {chosen.twice} are there twice"
+            f"detector learned from {chosen.learned} or was validated on them, and {chosen.twice} are there twice"
         )
     scorer = detector.scorer
     if tiling is not None:

@@ -117,7 +117,7 @@ def _known_warning(detector: Detector, evaluation: Evaluation, prefix: str) -> l
         return []
     text = (
         f"{known} of these {len(evaluation.samples)} test images are known to the detector: it learned from them, "
-        "chose its epoch on them or is calibrated on them. That flatters every number below."
+        "was validated on them or is calibrated on them. That flatters every number below."
     )
     return [Section(f"{prefix}Known test images", text, warning=True)]
 

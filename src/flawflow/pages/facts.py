@@ -18,7 +18,6 @@ from flawflow.training import Epoch, kept_epoch
 # Characters of pictures in one page: 15 MB can still be mailed, and text, curves and HTML need their share.
 ROOM = 11_000_000
 _UNTOLD = ("name", "automatic_synthesis")
-_COUNTED = ("training.epochs", "versions")  # which a fit finds from the number of images, where the recipe leaves it to
 
 
 def percent(share: float) -> str:
@@ -67,10 +66,14 @@ def selection_warning(detector: Detector, prefix: str = "") -> list[Section]:
 
 def training_section(detector: Detector, prefix: str = "") -> list[Section]:
     """Loss and validation AUROC of the validated epochs, with the one that was kept; none without a history."""
-    told = f"Each epoch was judged on {detector.provenance.get('selected_on', 'nothing')}."
+    judged = f"judged on {detector.provenance.get('selected_on', 'nothing')}"
     known = histories(detector)
+    told = f"The last epoch was kept, and {judged}."
     if any(len(history) > 1 for _, history in known):
-        told += " A later one takes the place of an earlier one only where it is better by more than its error."
+        told = (
+            f"Each of these epochs was {judged}. A later one takes the place of an earlier one only where it is better "
+            "by more than its error."
+        )
     charts = [chart for name, history in known for chart in _curves(name, history)]
     return [Section(f"{prefix}Training", told, charts=charts)] if charts else []
 
@@ -108,13 +111,13 @@ def settings_section(detector: Detector) -> Section:
     """The recipe, what was changed in it, and the synthesis as it was carried out."""
     recipe = detector.recipe
     values = _flat(recipe.to_dict())
-    base = _flat(named_recipe(recipe.name).to_dict()) if recipe.name in RECIPES else {}
+    known = detector.provenance
+    images = known.get("tiles") or known.get("learned_from") or 1
+    base = {}
+    if recipe.name in RECIPES:
+        base = _flat(named_recipe(recipe.name).scheduled(images, selected_on_test(detector)).to_dict())
     changed = {k: v for k, v in values.items() if (k not in base or base[k] != v) and k not in _UNTOLD}
-    found = {
-        k: v
-        for k, v in changed.items()
-        if k.startswith("synthesis.nsa.") or k.endswith(".background") or (k in _COUNTED and base.get(k) == 0)
-    }
+    found = {k: v for k, v in changed.items() if k.startswith("synthesis.nsa.") or k.endswith(".background")}
     usual = {key: base.get(key, base.get(f"{key}.name")) for key in changed}
     rows = [(key, _shown(usual[key]), _shown(value)) for key, value in changed.items() if key not in found]
     pairs = [
@@ -143,7 +146,7 @@ def provenance_section(detector: Detector, prefix: str = "") -> Section:
             ("product", f"{_shown(known.get('category'))} ({_shown(known.get('layout'))} layout)"),
             ("good images", f"{_shown(known.get('learned_from'))} learned, {_shown(known.get('held_out'))} held out"),
             ("shots, seed", f"{known.get('shots') or 'all'}, {_shown(known.get('seed'))}"),
-            ("epoch chosen on", _shown(known.get("selected_on"))),
+            ("epochs judged on", _shown(known.get("selected_on"))),
             ("images' fingerprint", _shown(known.get("images"))),
             ("weights", file.name if file else "the backbone's own"),
             *(("weights' sha256", branch.backbone.weights_hash) for branch in detector.branches),

@@ -98,7 +98,7 @@ def _tried(detector: Detector) -> list[Section]:
     ]
     text = (
         "Each was fitted to the same images and judged on the same held-out ones, good and with synthetic defects. A "
-        "later one was chosen only where its mean of the three was higher by more than a standard error."
+        "later one was chosen only where its mean of these was higher by more than a standard error."
     )
     return [
         Section(

@@ -50,7 +50,7 @@ def _with_good(detector: Detector, arguments: argparse.Namespace) -> Detector:
         raise DatasetError(f"{arguments.folder} holds no good images: expected a folder of them")
     done = recalibrate(detector, [sample.path for sample in category.train], arguments.replace, progress=True)
     left = [
-        (done.learned, "that the detector learned from or chose its epoch on"),
+        (done.learned, "that the detector learned from or was validated on"),
         (done.counted, "that count already"),
     ]
     out = "".join(f", left out {count} {why}" for count, why in left if count)
