@@ -222,8 +222,8 @@ def _check_choice(recipes: Sequence[Recipe], minutes: float | None, select_on_te
 def judge(detector: Detector, held_out: Sequence[Path], seed: int) -> Verdict:
     """How well the detector, just as it inspects, tells its held-out good images from the same with defects.
 
-    The defects are of six kinds, whatever the detector was trained on, and none is one that it was validated on. Of images
-    cut into tiles, whose scores are none of an image, the epoch's own numbers are taken.
+    The defects are of six kinds, whatever the detector was trained on, and none is one that it was validated on. Of
+    images cut into tiles, whose scores are none of an image, the epoch's own numbers are taken.
     """
     if detector.recipe.tiling.side:
         learned = branch_histories(detector.provenance, detector.recipe)
