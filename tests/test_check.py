@@ -155,6 +155,12 @@ def contradict(product: Path) -> str:
     return "hidden.png"
 
 
+def contradict_nearly(product: Path) -> str:
+    image = cv2.imread(str(min((product / "test" / first_defect(product).name).iterdir())))
+    cv2.imwrite(str(product / "train/good/again.jpg"), image[1:], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return "again.jpg"
+
+
 def bare(product: Path) -> str:
     mask = min(first_defect(product).iterdir())
     mask.unlink()
@@ -197,6 +203,7 @@ def tear(product: Path) -> str:
         (leak, "copies across train and test"),
         (leak_nearly, "near copies across train and test"),
         (contradict, "one image, two labels"),
+        (contradict_nearly, "near copies under two labels"),
         (bare, "missing masks"),
         (orphan, "masks without an image"),
         (three_values, "wrong mask values"),

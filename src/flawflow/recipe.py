@@ -137,7 +137,7 @@ class Recipe:
             False = take ``synthesis.nsa`` as it stands.
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
             version e mod versions (the paper draws anew each epoch). There are at least as many as views; 0 = as many
-            as make ``twins``, each view as often, no more than epochs, and 64 at most.
+            as come nearest to ``twins``, each view as often, no more than epochs, and 64 at most.
         twins: how many synthetic images there are in all, about, where ``versions`` does not tell; few images get more
             each, so that a flow which sees them often does not learn the very defects.
         holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
@@ -249,7 +249,8 @@ class Recipe:
         training, views = self.training, self.scoring.views
         passes = max(4, training.steps / math.ceil(images / training.batch))
         epochs = training.epochs or math.ceil(passes / views) * views
-        versions = self.versions or math.ceil(min(epochs, 64, self.twins / images) / views) * views
+        turns = min(epochs // views, 64 // views, round(self.twins / images / views))
+        versions = self.versions or max(1, turns) * views
         every = training.evaluate_every or (math.ceil(epochs / 16) if choosing else 0)
         return replace(self, versions=versions, training=replace(training, epochs=epochs, evaluate_every=every))
 

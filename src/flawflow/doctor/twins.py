@@ -57,8 +57,9 @@ def twin_findings(entries: Sequence[Entry]) -> list[Finding]:
 def _near_findings(entries: Sequence[Entry], near: Sequence[Pair]) -> list[Finding]:
     sets = groups(near)
     is_habit = sum(map(len, sets)) > _HABIT * len(entries)
-    crossing = [g for g in sets if _crosses(entries, g)]
-    within = [g for g in sets if g not in crossing]
+    doubted = [g for g in sets if len({entries[i][0].is_defective for i in g}) > 1]
+    crossing = [g for g in sets if _crosses(entries, g) and g not in doubted]
+    within = [g for g in sets if g not in crossing and g not in doubted]
     best = {i: pair for pair in sorted(near, key=lambda p: p.likeness) for i in (pair.first, pair.second)}
     advice = (
         "so many images have a near twin that parts seem to be photographed several times: keep all images of one part "
@@ -66,7 +67,15 @@ def _near_findings(entries: Sequence[Entry], near: Sequence[Pair]) -> list[Findi
         if is_habit
         else "test results would be too good; remove one of them."
     )
+    learned = any(_crosses(entries, g) for g in doubted)
     return [
+        *finding(
+            "must fix" if learned and not is_habit else "look",
+            "near copies under two labels",
+            "Nearly the same image called good and called defective: where the good one shows the defect, a fit learns "
+            "it as good and finds it nowhere; take such good images out, and keep those of before the defect.",
+            (_case(entries, g, best) for g in doubted),
+        ),
         *finding(
             "look" if is_habit else "must fix",
             "near copies across train and test",
