@@ -15,7 +15,6 @@ from flawflow.objective import (
     local_margin_loss,
     local_nll,
     self_supervised_loss,
-    unsupervised_loss,
 )
 
 FINITE = st.floats(-1e6, 1e6)
@@ -61,7 +60,6 @@ def test_the_conditional_objective_is_its_definition(normal: list[float], synthe
         expected = np.mean(normal)
         assert result.active == 0.0
     assert float(result.loss.detach()) == pytest.approx(float(expected), rel=1e-9, abs=1e-6)
-    assert float(unsupervised_loss(tensor(normal)).detach()) == pytest.approx(np.mean(normal), abs=1e-6)
 
 
 @settings(max_examples=100, deadline=None)

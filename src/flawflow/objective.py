@@ -24,11 +24,6 @@ def image_nll(z: Tensor, log_det: Tensor) -> Tensor:
     return local_nll(z, log_det).sum(dim=(1, 2))
 
 
-def unsupervised_loss(normal: Tensor) -> Tensor:
-    """Mean NLL of the normal images; ``normal`` is (B,) nats per image."""
-    return normal.mean()
-
-
 @dataclass(frozen=True, slots=True)
 class SelfSupervised:
     """The loss, a scalar in nats, and the share of synthetic images that took part, in [0, 1]."""
@@ -42,7 +37,7 @@ def self_supervised_loss(normal: Tensor, synthetic: Tensor, bound: float) -> Sel
 
     A synthetic image takes part while its NLL is below ``bound`` (−c, nats per image) and below the largest NLL of
     the batch's normal images: one that is already less likely than every normal image is left alone. With K of them
-    kept, loss = ½ mean NLL(normal) − ½ mean NLL(kept); with none, the mean NLL of the normal images.
+    kept, loss = ½ mean NLL(normal) − ½ mean NLL(kept); with none, the mean NLL of the normal images, the unsupervised loss.
 
     Args:
         normal: (B,) nats per normal image.

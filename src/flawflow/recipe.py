@@ -39,7 +39,7 @@ class TrainingConfig:
         weight: of the hinge against the likelihood, in ``local_margin``.
         per_dimension: divide the loss by C·h·w, so that rate and eps mean the same for every feature size.
         evaluate_every: epochs between two validations, the best of which is kept; 0 = the last is validated and kept.
-        patience: epochs without a better validation after which training stops; 0 = never.
+        patience: epochs without a better one of several validations after which training stops; 0 = never.
         precision: ``float32``, or ``bfloat16`` for the subnets' products alone (couplings stay float32).
     """
 
