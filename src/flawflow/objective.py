@@ -37,7 +37,7 @@ def self_supervised_loss(normal: Tensor, synthetic: Tensor, bound: float) -> Sel
 
     A synthetic image takes part while its NLL is below ``bound`` (−c, nats per image) and below the largest NLL of
     the batch's normal images: one that is already less likely than every normal image is left alone. With K of them
-    kept, loss = ½ mean NLL(normal) − ½ mean NLL(kept); with none, the mean NLL of the normal images, the unsupervised loss.
+    kept, loss = ½ mean NLL(normal) − ½ mean NLL(kept); with none, the mean NLL of the normal images.
 
     Args:
         normal: (B,) nats per normal image.
