@@ -1,13 +1,15 @@
 """What good images that show a defect cost: a fit to all good images, and one without those that are doubted.
 
-    python benchmarks/two_labels.py FOLDER [--recipe NAME] [--weights FILE] [--seeds 1]
+    python benchmarks/two_labels.py FOLDER [--recipe NAME] [--set KEY=VALUE] [--weights FILE] [--seeds 1]
 
 `flawflow check` finds images that show nearly the same and are called good in one place and defective in another, by
 the images alone, without a look at any score. Each seed is fitted twice, to all good images and without those that
-stand in such a group, and tested on all test images and on those that stand in none.
+stand in such a group, and tested on all test images, on those that stand in none, and on the defective ones that do
+against the good ones that do not.
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,47 +24,50 @@ from flawflow.evaluation import Evaluation, evaluate
 from flawflow.fitting import StoreOptions, fit
 from flawflow.metrics import image_metrics, pixel_metrics
 from flawflow.recipe import named_recipe
+from flawflow.types import Category
 
 _KINDS = ("one image, two labels", "near copies under two labels")
 
 
-def doubted(folder: Path, seed: int) -> set[Path]:
-    """The images of all groups under two labels."""
+def doubted(whole: Category, folder: Path, seed: int) -> set[Path]:
+    """The images of all groups that hold a good and a defective one."""
     checkup = open_checkup(folder, seed)
     check_files(checkup, holdout=0.1, budget=Budget())
-    return {file for one in checkup.findings if one.kind in _KINDS for case in one.cases for file in case.files}
+    defective = {sample.path for sample in whole.test if sample.is_defective}
+    groups = [set(case.files) for one in checkup.findings if one.kind in _KINDS for case in one.cases]
+    return {file for group in groups if 0 < len(group & defective) < len(group) for file in group}
 
 
 def measured(found: Evaluation, those: NDArray[np.bool_]) -> tuple[float, ...]:
-    """Image AUROC, pixel AUROC and AUPRO of some of the test images; 0 where they cannot tell."""
+    """Image AUROC, pixel AUROC and AUPRO of some of the test images; NaN where they cannot tell."""
     metrics = dict(image_metrics(found.scores[those], found.labels[those]))
     if found.masks is not None:
         metrics |= pixel_metrics(found.maps[those], found.masks[those])
-    return tuple(metrics.get(name) or 0.0 for name in ("image_auroc", "pixel_auroc", "aupro"))
+    values = [metrics.get(name) for name in ("image_auroc", "pixel_auroc", "aupro")]
+    return tuple(math.nan if value is None else value for value in values)
 
 
 def cells(seed: int, options: argparse.Namespace) -> Iterator[tuple[str, str, tuple[float, ...]]]:
-    """(learned from, tested on, numbers) of a seed."""
-    whole, left_out = open_folder(options.folder, seed), doubted(options.folder, seed)
+    """(learned from, tested on, numbers) of a seed; nothing where no image is doubted."""
+    whole = open_folder(options.folder, seed)
+    left_out = doubted(whole, options.folder, seed)
     kept = tuple(sample for sample in whole.train if sample.path not in left_out)
-    undoubted = np.array([sample.path not in left_out for sample in whole.test])
-    wrong = sum(sample.is_defective and sample.path in left_out for sample in whole.test)
+    wrong = np.array([sample.path in left_out for sample in whole.test])
+    defective = np.array([sample.is_defective for sample in whole.test])
     print(
         f"seed {seed}: {len(whole.train) - len(kept)} of {len(whole.train)} good images to learn from are doubted, and "
-        f"{wrong} defective and {int((~undoubted).sum()) - wrong} good ones of {len(whole.test)} test images",
+        f"{(wrong & defective).sum()} defective and {(wrong & ~defective).sum()} good ones of {len(wrong)} test images",
         flush=True,
     )
+    if not left_out:
+        return
+    recipe = named_recipe(options.recipe).change(dict(pair.split("=", 1) for pair in options.set))
     for learned, train in (("all", whole.train), ("undoubted", kept)):
-        detector = fit(
-            replace(whole, train=train),
-            named_recipe(options.recipe),
-            weights=options.weights,
-            seed=seed,
-            device="cpu",
-            store=StoreOptions(keep=False),
-        )
+        category = replace(whole, train=train)
+        detector = fit(category, recipe, weights=options.weights, seed=seed, store=StoreOptions(keep=False))
         found = evaluate(detector, whole)
-        for tested, those in (("all", np.ones_like(undoubted)), ("undoubted", undoubted)):
+        tests = {"all": np.ones_like(wrong), "undoubted": ~wrong, "doubted": (wrong & defective) | ~(wrong | defective)}
+        for tested, those in tests.items():
             yield learned, tested, measured(found, those)
 
 
@@ -70,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipe", default="default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe setting")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()

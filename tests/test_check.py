@@ -218,6 +218,21 @@ def test_what_must_be_fixed_is_found(plant: Callable[[Path], str], kind: str, pr
     assert [k for k, severity in kinds(found).items() if severity == "must fix"] == [kind]
 
 
+def test_a_part_before_its_defect_may_stand_in_the_tests(product: Path, tmp_path: Path) -> None:
+    shutil.move(product / "train/good" / contradict_nearly(product), product / "test/good/again.jpg")
+    found = check(product, tmp_path / "out", "--quick", code=0)
+    assert kinds(found)["near copies under two labels"] == "look"
+    assert "again.jpg" in files(found, "near copies under two labels")
+
+
+def test_parts_photographed_several_times_are_looked_at(product: Path, tmp_path: Path) -> None:
+    contradict_nearly(product)
+    for file in sorted((product / "train/good").glob("*.png")):
+        cv2.imwrite(str(file.with_suffix(".jpg")), cv2.imread(str(file))[1:], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    found = check(product, tmp_path / "out", "--quick", code=0)
+    assert kinds(found)["near copies under two labels"] == kinds(found)["near copies"] == "look"
+
+
 def test_most_serious_first(product: Path, tmp_path: Path, capsys: Captured) -> None:
     truncate(product)
     image = cv2.imread(str(product / "train/good/004.png"))

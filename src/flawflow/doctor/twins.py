@@ -73,7 +73,8 @@ def _near_findings(entries: Sequence[Entry], near: Sequence[Pair]) -> list[Findi
             "must fix" if learned and not is_habit else "look",
             "near copies under two labels",
             "Nearly the same image called good and called defective: where the good one shows the defect, a fit learns "
-            "it as good and finds it nowhere; take such good images out, and keep those of before the defect.",
+            "it as good and overlooks it there; take such good images out, and move those of before the defect to the "
+            "tests.",
             (_case(entries, g, best) for g in doubted),
         ),
         *finding(
