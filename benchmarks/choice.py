@@ -39,7 +39,7 @@ def measured(product: Path, weights: Path | None, shots: int | None, seed: int) 
         metrics = evaluate(detector, category).metrics
         row = {"product": product.name, "recipe": describe(recipe), "validation": verdicts[-1].quality}
         rows.append(row | {name: metrics[name] for name in MEASURED})
-        print(f"  {rows[-1]}", flush=True)
+        print(f"  {json.dumps(rows[-1])}", flush=True)
     kept = kept_epoch(verdicts)
     return [row | {"picked": verdict is kept} for row, verdict in zip(rows, verdicts, strict=True)]
 

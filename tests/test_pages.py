@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from flawflow.images import read_image, resize_image
 from flawflow.pages import Twin, held_out_twins, write_fit_page, write_report
 from flawflow.pages.facts import promise_facts, promise_text
 from flawflow.report.style import STYLE
+from flawflow.training import Epoch
 from flawflow.types import Category
 from test_fitting import RECIPE
 from test_report import Reader
@@ -130,6 +131,30 @@ def test_what_was_selected_on_test_images_says_so(
     assert honest in text and "to judge the training by" in read(fit_page)
     for untrue in ("to choose the epoch", "to judge the training by"):
         assert untrue not in text
+
+
+@pytest.mark.parametrize(
+    ("history", "charts", "dots"),
+    [
+        ([(4, None)], 0, 0),  # a file that knows the loss of what was validated alone
+        ([(0, [0.5])], 0, 0),
+        ([(4, [5.0, 4.0, 3.0, 2.0, 1.0])], 1, 5),
+        ([(1, [5.0, 4.0]), (3, [3.0, 2.0])], 2, 4 + 2 * 2),
+        ([(1, None), (3, None)], 2, 2 + 2 * 2),
+    ],
+)
+def test_curves_are_drawn_of_what_has_several_points(
+    detector: Detector, tmp_path: Path, history: list[tuple[int, list[float] | None]], charts: int, dots: int
+) -> None:
+    """… and a training that was judged once, in the end, shows the losses on the way there."""
+    entries = [asdict(Epoch(epoch, 1.0, 0.5, 1e-3, 0.9, 0.8, 0.01)) | {"losses": told} for epoch, told in history]
+    bare = {k: v for k, v in detector.provenance.items() if not k.startswith("history")}
+    known = Detector(detector.recipe, detector.branches, detector.calibration, bare | {"history": entries})
+    write_fit_page(tmp_path / "fit.html", known, (), Path("x.flaw"))
+    html = (tmp_path / "fit.html").read_text()
+    training = html[html.index(">Training<") : html.index(">Threshold and promise<")]
+    assert (training.count("<svg"), training.count("<circle")) == (charts, dots)
+    assert ("The last epoch was kept" in training) == (len(history) == 1)
 
 
 def test_test_images_that_the_detector_knows_are_told(

@@ -137,6 +137,15 @@ def test_a_killed_training_ends_as_one_that_was_not(
     assert same(whole, finished) and history == third
 
 
+@pytest.mark.parametrize("every", [0, 2, 4])
+def test_epochs_that_were_not_validated_tell_their_loss_with_the_next_that_was(every: int) -> None:
+    _, whole = run(replace(CONFIG, evaluate_every=1))
+    _, history = run(replace(CONFIG, evaluate_every=every))
+    assert [len(one.losses) for one in history] == {0: [6], 2: [2, 2, 2], 4: [4, 2]}[every]
+    assert [loss for one in history for loss in one.losses] == [one.loss for one in whole]
+    assert all(one.losses[-1] == one.loss for one in history)
+
+
 def scripted(qualities: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let validation number n answer ``qualities[n]``, told by the epochs seen so far."""
 

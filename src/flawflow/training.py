@@ -66,7 +66,8 @@ class Validation:
 class Epoch:
     """One validated epoch, as the history keeps it.
 
-    Losses are in nats per image; AUROC in [0, 1] or None; the error is that of the quality.
+    Losses are in nats per image; AUROC in [0, 1] or None; the error is that of the quality. ``losses`` are those of all
+    epochs since the one validated before, this one's last.
     """
 
     epoch: int
@@ -76,6 +77,7 @@ class Epoch:
     image_auroc: float | None
     pixel_auroc: float | None
     error: float = 0.0
+    losses: tuple[float, ...] = ()
 
     @property
     def quality(self) -> float:
@@ -117,6 +119,7 @@ class _Progress:
     next_epoch: int
     history: list[Epoch]
     best: dict[str, Tensor]
+    losses: list[float]  # of epochs that no validated one tells yet
 
 
 def train(
@@ -160,7 +163,7 @@ def train(
     optimiser = torch.optim.Adam(
         flow.parameters(), lr=config.learning_rate, eps=config.eps, weight_decay=config.weight_decay
     )
-    state = _resume(checkpoint, run_key, flow, optimiser) or _Progress(0, [], _weights(flow))
+    state = _resume(checkpoint, run_key, flow, optimiser) or _Progress(0, [], _weights(flow), [])
     saved = time.monotonic()
     count = len(data.normal[0])
     steps = math.ceil(count / config.batch)
@@ -192,9 +195,11 @@ def train(
                     f"the training diverged in epoch {epoch + 1} (loss {total}): lower training.learning_rate, "
                     f"now {config.learning_rate}"
                 )
+            state.losses.append(total)
             if epoch + 1 == config.epochs or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
                 image, pixel = validate(flow, validation, scoring, device)
-                state.history.append(Epoch(epoch, total, active, rate, image, pixel, validation.error(image)))
+                losses, state.losses = tuple(state.losses), []
+                state.history.append(Epoch(epoch, total, active, rate, image, pixel, validation.error(image), losses))
                 if kept_epoch(state.history) is state.history[-1]:
                     state.best = _weights(flow)
             state.next_epoch = epoch + 1
@@ -285,7 +290,8 @@ def _save(path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.Op
     for number, values in optimiser.state_dict()["state"].items():
         tensors |= {f"adam.{number}.{k}": v.cpu().contiguous() for k, v in values.items()}
     history = json.dumps([asdict(entry) for entry in state.history])
-    header = {"run": run_key, "next_epoch": str(state.next_epoch), "history": history}
+    losses = json.dumps(state.losses)
+    header = {"run": run_key, "next_epoch": str(state.next_epoch), "history": history, "losses": losses}
     atomic_write(path, save({k: v.contiguous().clone() for k, v in tensors.items()}, header))
 
 
@@ -296,7 +302,7 @@ def _resume(path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
-            if header.get("run") != run_key:
+            if header.get("run") != run_key or "losses" not in header:
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError:
@@ -305,8 +311,9 @@ def _resume(path: Path | None, run_key: str, flow: Flow, optimiser: torch.optim.
     whole = optimiser.state_dict()
     whole["state"] = _adam_state(_under(tensors, "adam."))
     optimiser.load_state_dict(whole)
-    history = [Epoch(**entry) for entry in json.loads(header["history"])]
-    return _Progress(int(header["next_epoch"]), history, _under(tensors, "best."))
+    history = [Epoch(**entry | {"losses": tuple(entry["losses"])}) for entry in json.loads(header["history"])]
+    losses = json.loads(header["losses"])
+    return _Progress(int(header["next_epoch"]), history, _under(tensors, "best."), losses)
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from flawflow.calibration import Decision, confidence_percent, promise, promised
 from flawflow.detector import Detector
 from flawflow.histories import branch_histories
 from flawflow.recipe import RECIPES, named_recipe
-from flawflow.report import Axis, Line, Mark, Markup, Section, line_chart
+from flawflow.report import Axis, Line, Mark, Markup, Section, Tone, line_chart
 from flawflow.training import Epoch, kept_epoch
 
 # Characters of pictures in one page: 15 MB can still be mailed, and text, curves and HTML need their share.
 ROOM = 11_000_000
 _UNTOLD = ("name", "automatic_synthesis")
+_FEW = 40  # points of a curve that are dots too
 
 
 def percent(share: float) -> str:
@@ -65,7 +67,7 @@ def selection_warning(detector: Detector, prefix: str = "") -> list[Section]:
 
 
 def training_section(detector: Detector, prefix: str = "") -> list[Section]:
-    """Loss and validation AUROC of the validated epochs, with the one that was kept; none without a history."""
+    """The loss of each epoch, the AUROC of several validated ones, and which was kept; none without a history."""
     judged = f"judged on {detector.provenance.get('selected_on', 'nothing')}"
     known = histories(detector)
     told = f"The last epoch was kept, and {judged}."
@@ -75,7 +77,7 @@ def training_section(detector: Detector, prefix: str = "") -> list[Section]:
             "by more than its error."
         )
     charts = [chart for name, history in known for chart in _curves(name, history)]
-    return [Section(f"{prefix}Training", told, charts=charts)] if charts else []
+    return [Section(f"{prefix}Training", told, charts=charts)] if known else []
 
 
 def histories(detector: Detector) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -85,21 +87,26 @@ def histories(detector: Detector) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _curves(name: str, history: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    epochs = [entry["epoch"] + 1 for entry in history]
+    """Of what there are several points of."""
     kept = [Mark(f"kept: epoch {kept_number(history)}", kept_number(history))]
-    few = len(epochs) <= 40
     x = Axis("epoch", whole=True)
-    losses = [Line("", epochs, [e["loss"] for e in history], dots=few)]
-    charts = [line_chart(f"Loss{name}", losses, x, Axis("loss"), kept)]
-    lines = []
-    for key, tone in (("image", "bad"), ("pixel", "good")):
-        points = [(e["epoch"] + 1, e[f"{key}_auroc"]) for e in history if e.get(f"{key}_auroc") is not None]
-        if points:
-            rows = list(zip(*points, strict=True))
-            lines.append(Line(f"{key} AUROC", rows[0], rows[1], tone, dots=few))  # type: ignore[arg-type]
+    losses = dict(chain.from_iterable(map(_losses, history)))
+    loss = Line("", list(losses), list(losses.values()), dots=len(losses) <= _FEW)
+    charts = [line_chart(f"Loss{name}", [loss], x, Axis("loss"), kept)] if len(losses) > 1 else []
+    lines, tones = [], dict[str, Tone](image="bad", pixel="good")
+    for key, tone in tones.items():
+        points = {e["epoch"] + 1: e[f"{key}_auroc"] for e in history if e.get(f"{key}_auroc") is not None}
+        if len(points) > 1:
+            lines.append(Line(f"{key} AUROC", list(points), list(points.values()), tone, dots=len(points) <= _FEW))
     if lines:
         charts.append(line_chart(f"Validation{name}", lines, x, Axis("AUROC", high=1.0), kept))
     return charts
+
+
+def _losses(entry: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
+    """The number, from 1, and the loss of an epoch that was validated and of those before it that were not."""
+    told = entry.get("losses") or [entry["loss"]]
+    return zip(range(entry["epoch"] + 2 - len(told), entry["epoch"] + 2), told, strict=True)
 
 
 def kept_number(history: Sequence[Mapping[str, Any]]) -> int:

@@ -1,6 +1,6 @@
 """Numbers and pictures for people: overlays, figures, contact sheets, charts, galleries, one self-contained page."""
 
-from flawflow.report.charts import Axis, Group, Line, Mark, Markup, histogram_chart, line_chart
+from flawflow.report.charts import Axis, Group, Line, Mark, Markup, Tone, histogram_chart, line_chart
 from flawflow.report.figures import (
     Case,
     contact_sheet,
@@ -22,6 +22,7 @@ __all__ = [
     "Markup",
     "Picture",
     "Section",
+    "Tone",
     "contact_sheet",
     "encode_png",
     "evaluation_figure",
