@@ -50,7 +50,7 @@ class Batch:
         good: how many of the maps are of good images, or of the single locations are good.
         size: numbers in an image's features, C · h · w.
         changed: share of the good images that have a twin with a defect, in [0, 1].
-        defective: the defective cells of the twins, (image, row, column), int64; none without twins.
+        defective: the defective cells of the twins, (image, row, column), int64; none where the objective asks for none.
         clear: of maps, the cells of the twins that the defect did not touch, (image, row, column), int64; good ones.
         cells: where single locations lie; None for maps.
         view: which view of the images these are.
@@ -91,6 +91,8 @@ def read_batch(
     twins, share = data.synthetic[version], float(changed.mean())
     if config.objective == "self_supervised" or not flow.by_cell:
         x = torch.cat([normal, maps_of(twins[indices[changed]], device)]).float()
+        if config.objective == "self_supervised":  # which goes by images
+            return Batch(x, count, size, share, view=view)
         bad, clear = (_places(cells, device) for cells in (covered(coverage[changed]), coverage[changed] == 0))
         return Batch(x, count, size, share, bad, clear, view=view)
     both = torch.cat([normal, maps_of(twins[indices[changed]], device)]).flatten(2)
