@@ -310,9 +310,12 @@ def test_moments_are_numpys(count: int, channels: int, offset: float, seed: int)
 def test_synthesis_follows_the_product_or_its_images_or_the_recipe(product: Path) -> None:
     source = ImageSource([s.path for s in open_folder(product, 0).train], 64)
     known = Category("bottle", "mvtec_ad", (), synthesis_class="bottle")
-    assert resolve_synthesis(RECIPE, known, source).nsa == nsa_settings("bottle")
-    found = resolve_synthesis(RECIPE, Category("bolt", "folder", ()), source)
-    assert replace(found, nsa=RECIPE.synthesis.nsa) == RECIPE.synthesis
+    alone = replace(RECIPE, synthesis=replace(RECIPE.synthesis, method="nsa"))
+    assert resolve_synthesis(alone, known, source).nsa == nsa_settings("bottle")
+    found = resolve_synthesis(alone, Category("bolt", "folder", ()), source)
+    assert replace(found, nsa=RECIPE.synthesis.nsa) == alone.synthesis != found
+    mixed = replace(RECIPE, synthesis=replace(RECIPE.synthesis, method="mixture"))
+    assert resolve_synthesis(mixed, known, source).nsa == found.nsa  # whatever its folder is called
     fixed = replace(RECIPE, automatic_synthesis=False, synthesis=replace(RECIPE.synthesis, nsa=NsaSettings(patches=7)))
     assert resolve_synthesis(fixed, known, source) == fixed.synthesis
 

@@ -19,8 +19,9 @@ from flawflow.evaluation import read_masks
 from flawflow.images import write_image
 from flawflow.types import Sample
 from league import cells
+from league.__main__ import main
 from league.cells import Cell, Rules, job, kept, measure, run, to_common
-from league.checks import check_products, check_settings, products
+from league.checks import SETTINGS, check_folders, check_products, check_settings, package_version, products
 from league.methods import CANNOT, METHODS, chosen, model_arguments
 from league.ours import our_recipe
 from league.table import table
@@ -103,6 +104,41 @@ def test_a_cell_is_run_once_and_a_failed_one_again(cell: Cell, tmp_path: Path, m
         run(cell, replace(RULES, minutes=2.0), tmp_path)
 
 
+def test_only_what_a_clock_can_end_is_another_cell_with_other_minutes(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    file = tmp_path / "resnet18.safetensors"
+    file.write_bytes(b"some")
+    rules = replace(RULES, weights={"resnet18": file})
+    for method, network in (("ours-default", ""), ("ours", "resnet18"), ("padim", "resnet18")):
+        one = replace(cell, method=BY_NAME[method], network=network)
+        assert kept(one, replace(rules, minutes=2.0), tmp_path) is None
+        row = run(one, rules, tmp_path)
+        assert kept(one, replace(rules, minutes=2.0), tmp_path) == row
+    assert {method.name for method in METHODS if not method.clocked} == {"ours", "ours-deit", "ours-default", "padim"}
+
+
+@pytest.mark.parametrize("change", ["epochs", "batch", "model", "package", "defaults"])
+def test_a_cell_is_another_with_another_schedule(
+    cell: Cell, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    cell = replace(cell, method=BY_NAME["cutpaste" if change == "defaults" else "uflow"])
+    rules, other = replace(RULES, package="2.7.0"), cell
+    row = run(cell, rules, tmp_path)
+    if change == "package":
+        rules = replace(RULES, package="2.8.0")
+    elif change == "defaults":
+        changed = replace(SETTINGS["cutpaste"](), updates=1)
+        monkeypatch.setitem(SETTINGS, "cutpaste", lambda: changed)
+    else:
+        more: dict[str, Any] = {"epochs": {"epochs": 1}, "batch": {"batch": 1}, "model": {"arguments": {"a": 1}}}
+        other = replace(cell, method=replace(cell.method, **more[change]))
+    with pytest.raises(OptionError, match=f"was run with schedule {row['schedule']}: ask for the same"):
+        kept(other, rules, tmp_path)
+
+
 def test_a_cell_whose_maps_are_gone_is_run_again(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = fake(monkeypatch)
     first = run(cell, RULES, tmp_path)
@@ -156,7 +192,7 @@ def test_a_row_that_does_not_say_what_it_was_run_on_is_refused(
     row = run(cell, RULES, tmp_path)
     older = {key: value for key, value in row.items() if key not in ("weights", "files", "detector")}
     (tmp_path / f"{cell.name}.json").write_text(json.dumps(older))
-    with pytest.raises(OptionError, match="run before its weights, files, detector were recorded: name another folder"):
+    with pytest.raises(OptionError, match="run before its detector, weights, files were recorded: name another folder"):
         run(cell, RULES, tmp_path)
 
 
@@ -213,6 +249,34 @@ def test_settings_are_those_of_baselines_alone() -> None:
             check_settings(wrong)
 
 
+def test_folders_and_the_interpreter_are_looked_at_first(tmp_path: Path) -> None:
+    check_folders(None, None)
+    assert package_version(None) == ""
+    (tmp_path / "notes.txt").write_text("none")
+    check_folders(None, tmp_path)
+    for weights, textures, said in (
+        (tmp_path, None, "--weights is .*: expected a folder of files that end in .safetensors"),
+        (None, tmp_path / "nowhere", "--textures is .*nowhere: expected a folder of images"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            check_folders(weights, textures)
+    with pytest.raises(OptionError, match="--anomalib .*nowhere cannot be run"):
+        package_version(tmp_path / "nowhere")
+    with pytest.raises(OptionError, match="--anomalib .* has no anomalib package: expected the interpreter"):
+        package_version(Path(sys.executable))
+
+
+@pytest.mark.parametrize("odd", ["--seeds 0", "--common 0", "--size x", "--minutes 0", "--minutes nan"])
+def test_an_odd_number_is_told_before_anything_runs(
+    odd: str, product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["league", str(product), "-o", str(tmp_path / "out"), *odd.split()])
+    with pytest.raises(SystemExit) as told:
+        main()
+    assert told.value.code == 2 and f"{odd.replace(' ', ': ')} is not a " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_maps_are_measured_at_one_size() -> None:
     rng = np.random.default_rng(0)
     coarse = rng.random((3, 8, 8)).astype(np.float32)
@@ -256,6 +320,60 @@ def test_the_table_tells_the_card_s_memory_and_what_a_network_lacked() -> None:
     assert "- cflow resnet18: 4 tensors" in text and "a.weight, a.bias, …." in text
     for whole in ({}, {"missing_weights": {"count": 0, "first": []}}):
         assert "tensors" not in table([row | whole], {})
+
+
+def test_whoever_was_measured_on_every_product_has_a_mean_over_all() -> None:
+    row = {"network": "", "size": 256, "note": "", "planned": 1, "epochs": 1, "settings": {}, "seed": 0}
+    row |= dict.fromkeys(("fit_seconds", "inspect_ms", "peak_mb", "image_f1_max", "pixel_f1_max"), 0.5)
+    where = [("a", "bolt-16"), ("a", "nut-16"), ("a", "nut-all"), ("b", "bolt-16"), ("c", "bolt-16"), ("c", "nut-16")]
+    numbers = [0.9, 0.5, 0.1, 1.0, 0.2, None]
+    rows = [
+        row | {"method": method, "group": group} | dict.fromkeys(("image_auroc", "pixel_auroc"), 0.3) | {"aupro": value}
+        for (method, group), value in zip(where, numbers, strict=True)
+    ]
+    text = table([*rows, rows[0] | {"seed": 1, "aupro": 0.0}], {})
+    means = text[: text.index("### bolt-16")]
+    assert "| method | weights | bolt | nut | all |" in means and means.count("###") == 1
+    assert "| a | – | 0.3500 | 0.3667 | 0.3583 |" in means  # (0.5 + 0.2) / 2 over seeds, then both products
+    assert "| b | – | 0.5333 | – | – |" in means and "| c | – | 0.2667 | – | – |" in means
+    assert "0.3500 ± 0.1500" in text
+
+
+def test_table_and_figure_show_what_every_call_of_the_same_rules_left(
+    product: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(methods: str, *more: str) -> str:
+        line = [
+            "league",
+            str(product),
+            "-o",
+            str(tmp_path),
+            "--methods",
+            methods,
+            "--seeds",
+            "1",
+            "--device",
+            "cpu",
+            *more,
+        ]
+        monkeypatch.setattr(sys, "argv", line)
+        main()
+        return (tmp_path / "league.md").read_text()
+
+    drawn: list[list[str]] = []
+    monkeypatch.setattr("league.__main__.figure", lambda rows, *_: drawn.append([row["method"] for row in rows]))
+    fake(monkeypatch)
+    first = call("nsa", "--shots", "4", "--minutes", "1")
+    assert first.count("| nsa |") == 1 and "### fabric-4" in first
+    both = call("ours-default", "--shots", "4,5", "--minutes", "1")
+    assert (both.count("| nsa |"), both.count("| ours-default |")) == (1, 2) and "### fabric-5" in both
+    assert drawn == [["nsa"], ["ours-default", "nsa"], ["ours-default"]]
+    assert call("ours-default", "--shots", "4", "--minutes", "2").count("| nsa |") == 0  # of other rules
+    fake(monkeypatch, returncode=1)
+    with pytest.raises(SystemExit, match="1 of the cells failed"):
+        call("cutpaste", "--shots", "4", "--minutes", "1")
+    told = (tmp_path / "league.md").read_text()
+    assert told.count("| nsa |") == 1 and "- cutpaste on fabric-4, seed 0: the last words." in told
 
 
 def test_players_are_known_by_name_and_kept_apart() -> None:

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from flawflow.files import atomic_path, digest, write_json
 from flawflow.metrics import PIXEL_METRICS, image_metrics, pixel_metrics
 from flawflow.store import make_key
 from flawflow.types import Category, Sample
-from league.methods import Method, model_arguments
+from league.checks import SETTINGS
+from league.methods import METHODS, Method, model_arguments
 from league.ours import our_recipe
 
 _HERE = Path(__file__).resolve().parent
@@ -41,6 +43,7 @@ class Rules:
         device: ``cpu`` or ``cuda``.
         weights: file by timm name.
         anomalib: interpreter of the environment that holds the anomalib package; None = its methods do not play.
+        package: that package's version.
         textures: folder of images that DRAEM cuts textures from; None = it does not play.
         settings: changed settings by baseline, for trials; they stand in the cell.
     """
@@ -51,8 +54,14 @@ class Rules:
     device: str
     weights: dict[str, Path]
     anomalib: Path | None = None
+    package: str = ""
     textures: Path | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def named(group: str, method: str, network: str, seed: int) -> str:
+    """The name of a cell's files."""
+    return f"{group}-{method}-{network or 'none'}-seed{seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of the cell's files."""
-        return f"{self.group}-{self.method.name}-{self.network or 'none'}-seed{self.seed}"
+        return named(self.group, self.method.name, self.network, self.seed)
 
     def lacks(self, rules: Rules) -> str | None:
         """Why it cannot be run under these rules; None = it can."""
@@ -121,24 +130,73 @@ def job(cell: Cell, category: Category, rules: Rules, out: Path) -> dict[str, An
 
 def asked(cell: Cell, rules: Rules, category: Category) -> dict[str, Any]:
     """What a cell was run with, by rules and by content: a row that differs in any of it is another cell's."""
-    files = {one for sample in (*category.train, *category.test) for one in (sample.path, sample.mask_path) if one}
-    try:
-        listed = sorted(f"{os.path.relpath(file, cell.product)} {file.stat().st_size}" for file in files)
-    except OSError as error:
-        raise DatasetError(f"cannot read {error.filename}: {error.strerror or error}") from error
-    listed.append(digest(min(files)))  # uncompressed images of one shape are of one size
-    size, ours = cell.method.size or rules.size, cell.method.kind == "ours"
+    return ruled(cell.method, cell.network, rules) | {
+        "weights": digest(rules.weights[cell.network]) if cell.network else "",
+        "files": known_files(cell.product, category),
+    }
+
+
+def ruled(method: Method, network: str, rules: Rules) -> dict[str, Any]:
+    """By which rules a cell is run, whatever its images."""
+    size, ours = method.size or rules.size, method.kind == "ours"
+    published = {
+        "arguments": model_arguments(method, network),
+        "schedule": [method.epochs, method.steps, method.batch],
+        "settings": asdict(SETTINGS[method.name]()) if method.name in SETTINGS else {},
+        "package": rules.package if method.kind == "anomalib" else "",
+        "textures": _listed(rules.textures) if method.name == "draem" and rules.textures else "",
+    }
     return {
         "size": size,
         "common": rules.common,
-        "minutes": rules.minutes,
+        "minutes": rules.minutes if method.clocked else None,
         "device": rules.device,
-        "settings": rules.settings.get(cell.method.name, {}),
-        "weights": digest(rules.weights[cell.network]) if cell.network else "",
-        "files": hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16],
+        "settings": rules.settings.get(method.name, {}),
+        "schedule": make_key(published),
         "detector": FORMAT_VERSION if ours else None,
-        "recipe": make_key(our_recipe(cell.method.name, cell.network, size).to_dict()) if ours else None,
+        "recipe": make_key(our_recipe(method.name, network, size).to_dict()) if ours else None,
     }
+
+
+def known_files(product: Path, category: Category) -> str:
+    """A digest of the names and sizes of a product's files.
+
+    Raises DatasetError where one cannot be read.
+    """
+    files = {one for sample in (*category.train, *category.test) for one in (sample.path, sample.mask_path) if one}
+    try:
+        listed = sorted(f"{os.path.relpath(file, product)} {file.stat().st_size}" for file in files)
+    except OSError as error:
+        raise DatasetError(f"cannot read {error.filename}: {error.strerror or error}") from error
+    listed.append(digest(min(files)))  # uncompressed images of one shape are of one size
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
+
+
+def _listed(folder: Path) -> list[str]:
+    return sorted(f"{file.name} {file.stat().st_size}" for file in folder.iterdir())
+
+
+def standing(folder: Path, rules: Rules, files: Mapping[str, Collection[str]]) -> list[dict[str, Any]]:
+    """The rows of all cells in a folder that were run by these rules, in the order of the methods.
+
+    A call that asks for some methods or shots writes one table of all that is there. What fails is not among them.
+
+    Args:
+        folder: where cells' files are.
+        rules: the rules.
+        files: by product, the `known_files` that its seeds have; a cell of other images is left out.
+    """
+    order = {method.name: number for number, method in enumerate(METHODS)}
+    rows = []
+    for file in sorted(folder.glob("*-seed*.json")):
+        row: dict[str, Any] = json.loads(file.read_text())
+        if "failed" in row or row.get("method") not in order or not file.with_suffix(".npz").exists():
+            continue
+        now = ruled(METHODS[order[row["method"]]], row["network"], rules)
+        images = files.get(row["group"].rpartition("-")[0])
+        if {key: row.get(key) for key in now} == now and (images is None or row["files"] in images):
+            rows.append(row)
+    return sorted(rows, key=lambda row: (order[row["method"]], row["network"], row["seed"]))
 
 
 def kept(cell: Cell, rules: Rules, folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """What is looked at before any cell is run: no odd name, product or setting ends a league after hours."""
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,36 @@ def products(names: Sequence[str], out: Path) -> list[Path]:
     if "demo" in names:
         write_product_line(out / "demo", 0)
     return folders
+
+
+def package_version(interpreter: Path | None) -> str:
+    """The version of the anomalib package in the environment of this interpreter; "" without one.
+
+    Raises:
+        OptionError: it cannot be run, or has no such package.
+    """
+    if interpreter is None:
+        return ""
+    ask = "import importlib.metadata as m; print(m.version('anomalib'))"
+    expected = "expected the interpreter of an environment made with benchmarks/league/requirements.txt"
+    try:
+        told = subprocess.run([str(interpreter), "-c", ask], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise OptionError(f"--anomalib {interpreter} cannot be run ({error.strerror}): {expected}") from error
+    if told.returncode:
+        raise OptionError(f"--anomalib {interpreter} has no anomalib package: {expected}")
+    return told.stdout.strip()
+
+
+def check_folders(weights: Path | None, textures: Path | None) -> None:
+    """Raises OptionError where a folder that was named is none, or holds nothing that is looked for in it."""
+    for option, folder, kind in (
+        ("--weights", weights, "*.safetensors"),
+        ("--textures", textures, "*"),
+    ):
+        if folder is not None and not any(file.is_file() for file in folder.glob(kind)):
+            what = "files that end in .safetensors" if kind != "*" else "images"
+            raise OptionError(f"{option} is {folder}: expected a folder of {what}")
 
 
 def check_settings(settings: Any) -> None:

@@ -11,26 +11,27 @@ from flawflow.datasets import open_folder
 from flawflow.files import atomic_path
 from flawflow.images import read_image, read_mask, resize_image, resize_mask
 from flawflow.types import Sample
-from league.cells import Cell
+from league.cells import named
 from league.methods import CANNOT
 
 MEASURED = ("image_auroc", "image_f1_max", "pixel_auroc", "pixel_f1_max", "aupro")
+JUDGED = ("image_auroc", "pixel_auroc", "aupro")  # whose mean the order of the league goes by
 _HEADER = (
-    "| method | weights | input | image AUROC | image F1 | pixel AUROC | pixel F1 | AUPRO | epochs | fit s | ms/image "
-    "| peak MB | seeds |"
+    "| method | weights | input | image AUROC | image F1 | pixel AUROC | pixel F1 | AUPRO | mean of the three | epochs "
+    "| fit s | ms/image | peak MB | seeds |"
 )
 _LEAST_ROWS, _MOST_ROWS = 1, 6
 
 
 def table(rows: Sequence[dict[str, Any]], missing: dict[str, str]) -> str:
-    """Markdown: one table a product and number of shots, then what could not be run.
+    """Markdown: the means, one table a product and number of shots, then what could not be run.
 
     Args:
         rows: of `league.cells.run`.
         missing: reason by cell or method, of what was not even tried.
     """
-    lines: list[str] = []
     done = [row for row in rows if "failed" not in row]
+    lines = _means(done)
     for group in dict.fromkeys(row["group"] for row in done):
         lines += [f"### {group}", "", _HEADER, "|" + "---|" * _HEADER.count(" |")]
         mine = [row for row in done if row["group"] == group]
@@ -48,7 +49,9 @@ def table(rows: Sequence[dict[str, Any]], missing: dict[str, str]) -> str:
         if "failed" in row
     }
     lines += ["", "Not run:", ""]
-    lines += [f"- {name}: {reason}." for name, reason in (broken | missing | CANNOT).items()]
+    players = set(map(_player, done))  # what this call cannot run, another one may have run
+    absent = {name: reason for name, reason in missing.items() if name not in players}
+    lines += [f"- {name}: {reason}." for name, reason in (broken | absent | CANNOT).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -56,6 +59,7 @@ def _line(rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]
     cells = [first["method"], first["network"] or "–", str(first["size"])]
     cells += [_mean([row[name] for row in rows], 4) for name in MEASURED]
+    cells.append(_mean(list(map(_judged, rows)), 4))
     epochs = sorted({row["epochs"] for row in rows})
     reached = dict.fromkeys(f"{round(one, 3):.10g}" for one in (epochs[0], epochs[-1]))
     cells.append(f"{'–'.join(reached)} of {first['planned']}")
@@ -63,6 +67,46 @@ def _line(rows: Sequence[dict[str, Any]]) -> str:
     if card := [row["peak_gpu_mb"] for row in rows if "peak_gpu_mb" in row]:
         cells[-1] += f" + {_mean(card, 0)} on the card"
     return "| " + " | ".join([*cells, str(len(rows))]) + " |"
+
+
+def _judged(row: dict[str, Any]) -> float | None:
+    """The mean of the three numbers that a cell is judged by; None where one of them could not be measured."""
+    values = [row[name] for name in JUDGED]
+    return None if None in values else float(np.mean(values))
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table for each number of shots of several products: the mean of the three by product, and over all products.
+
+    Nobody has a mean over products who was not measured on each of them.
+    """
+    lines: list[str] = []
+    for shots in dict.fromkeys(row["group"].rpartition("-")[2] for row in rows):
+        mine = [row for row in rows if row["group"].rpartition("-")[2] == shots]
+        products = sorted({row["group"].rpartition("-")[0] for row in mine})
+        if len(products) < 2:
+            continue
+        lines += [f"### Means of image AUROC, pixel AUROC and AUPRO, {shots}", ""]
+        lines += [f"| method | weights | {' | '.join(products)} | all |", "|" + "---|" * (len(products) + 3)]
+        for method, network in dict.fromkeys((row["method"], row["network"]) for row in mine):
+            found = [
+                [
+                    _judged(row)
+                    for row in mine
+                    if named(f"{product}-{shots}", method, network, row["seed"]) == _name(row)
+                ]
+                for product in products
+            ]
+            known = [[value for value in of_product if value is not None] for of_product in found]
+            cells = [f"{np.mean(values):.4f}" if values else "–" for values in known]
+            cells.append(f"{np.mean(list(map(np.mean, known))):.4f}" if all(known) else "–")
+            lines.append(f"| {' | '.join([method, network or '–', *cells])} |")
+        lines.append("")
+    return lines
+
+
+def _name(row: dict[str, Any]) -> str:
+    return named(row["group"], row["method"], row["network"], row["seed"])
 
 
 def _player(row: dict[str, Any]) -> str:
@@ -85,25 +129,26 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
     return text if len(known) == 1 else f"{text} ± {np.std(known):.{digits}f}"
 
 
-def figure(cells: Sequence[Cell], folder: Path, file: Path) -> None:
+def figure(rows: Sequence[dict[str, Any]], product: Path, folder: Path, file: Path) -> None:
     """Draw image, truth and each method's map side by side (the paper's figure 4), the first test image of each kind
     of defect a row.
 
     Args:
-        cells: run cells of one product, number of shots and seed, one a column.
-        folder: where their files are.
+        rows: of run cells of one product, number of shots and seed, one a column.
+        product: that product's folder.
+        folder: where the cells' files are.
         file: the PNG.
     """
     from matplotlib.figure import Figure
 
-    test = open_folder(cells[0].product, cells[0].seed).test
+    test = open_folder(product, rows[0]["seed"]).test
     kinds = [kind for kind in dict.fromkeys(s.defect for s in test) if kind != "good"][:_MOST_ROWS]
     shown = [next(i for i, s in enumerate(test) if s.defect == kind) for kind in kinds]
-    columns = [_maps(folder / f"{cell.name}.npz", shown) for cell in cells]
-    titles = ["image", "truth", *(f"{cell.method.name}\n{cell.network.split('_patch')[0]}" for cell in cells)]
-    rows = max(len(shown), _LEAST_ROWS)
-    drawn = Figure(figsize=(1.5 * len(titles), 1.5 * rows + 0.4), layout="constrained")
-    axes = drawn.subplots(rows, len(titles), squeeze=False)
+    columns = [_maps(folder / f"{_name(row)}.npz", shown) for row in rows]
+    titles = ["image", "truth", *(f"{row['method']}\n{row['network'].split('_patch')[0]}" for row in rows)]
+    height = max(len(shown), _LEAST_ROWS)
+    drawn = Figure(figsize=(1.5 * len(titles), 1.5 * height + 0.4), layout="constrained")
+    axes = drawn.subplots(height, len(titles), squeeze=False)
     for row, index in enumerate(shown):
         side = columns[0][0].shape[1]
         pictures = [resize_image(read_image(test[index].path), side), _truth(test[index], side)]

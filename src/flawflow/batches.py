@@ -50,7 +50,7 @@ class Batch:
         good: how many of the maps are of good images, or of the single locations are good.
         size: numbers in an image's features, C · h · w.
         changed: share of the good images that have a twin with a defect, in [0, 1].
-        defective: the defective cells of the twins, (image, row, column), int64; none where the objective asks for none.
+        defective: the defective cells of the twins, (image, row, column), int64; none where none are asked for.
         clear: of maps, the cells of the twins that the defect did not touch, (image, row, column), int64; good ones.
         cells: where single locations lie; None for maps.
         view: which view of the images these are.

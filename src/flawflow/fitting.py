@@ -305,12 +305,16 @@ def split(
 
 
 def resolve_synthesis(recipe: Recipe, category: Category, source: ImageSource) -> SynthesisSettings:
-    """The recipe's synthesis with NSA's numbers filled in: the product's published row, or found from the images."""
+    """The recipe's synthesis with NSA's numbers filled in: of NSA alone the product's published row, where it has one.
+
+    Otherwise they are found from the images: what a recipe of ours learns must not depend on how a folder is called.
+    """
     if not recipe.automatic_synthesis:
         return recipe.synthesis
+    published = category.synthesis_class if recipe.synthesis.method == "nsa" else None
     # A published row is of whole products: where the object lies in a tile of one, the tiles tell.
-    if category.synthesis_class is not None and not recipe.tiling.side:
-        nsa = nsa_settings(category.synthesis_class)
+    if published is not None and not recipe.tiling.side:
+        nsa = nsa_settings(published)
     else:
         step = max(1, len(source) // 32)
         nsa = automatic_settings([source(i) for i in range(0, len(source), step)][:32])

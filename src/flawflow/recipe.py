@@ -133,8 +133,8 @@ class Recipe:
         size: side of the square that images are resized to, pixels.
         backbone: the frozen network and where it is tapped.
         flow, synthesis, training, scoring: see each.
-        automatic_synthesis: take NSA's numbers from the product's published row, or find them from the images;
-            False = take ``synthesis.nsa`` as it stands.
+        automatic_synthesis: find NSA's numbers from the images, or take the product's published row where the method is
+            NSA alone; False = take ``synthesis.nsa`` as it stands.
         versions: how many sharpened and synthetic versions of each training image there are; epoch e uses
             version e mod versions (the paper draws anew each epoch). There are at least as many as views; 0 = as many
             as come nearest to ``twins``, each view as often, no more than epochs, and 64 at most.
