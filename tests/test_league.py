@@ -20,7 +20,7 @@ from flawflow.images import write_image
 from flawflow.types import Sample
 from league import cells
 from league.__main__ import main
-from league.cells import Cell, Rules, job, kept, measure, run, to_common
+from league.cells import Cell, Rules, job, kept, measure, run, standing, to_common
 from league.checks import SETTINGS, check_folders, check_products, check_settings, package_version, products
 from league.methods import CANNOT, METHODS, chosen, model_arguments
 from league.ours import our_recipe
@@ -264,6 +264,17 @@ def test_folders_and_the_interpreter_are_looked_at_first(tmp_path: Path) -> None
         package_version(tmp_path / "nowhere")
     with pytest.raises(OptionError, match="--anomalib .* has no anomalib package: expected the interpreter"):
         package_version(Path(sys.executable))
+
+
+def test_a_cell_of_other_images_stands_in_no_table(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch)
+    row = run(cell, RULES, tmp_path)
+    for files in ({}, {"fabric": [row["files"], "older"]}, {"bolt": ["other"]}):
+        assert standing(tmp_path, RULES, files) == [row]
+    assert standing(tmp_path, RULES, {"fabric": ["other"]}) == []
+    assert standing(tmp_path, replace(RULES, common=64), {}) == []
+    (tmp_path / f"{cell.name}.npz").unlink()
+    assert standing(tmp_path, RULES, {}) == []
 
 
 @pytest.mark.parametrize("odd", ["--seeds 0", "--common 0", "--size x", "--minutes 0", "--minutes nan"])
