@@ -5,7 +5,7 @@ A flow for each fold is fitted to the features of the other folds. One of the fi
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,9 @@ from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.levels import highest_level
 from flawflow.recipe import Recipe, ScoringConfig
-from flawflow.scoring import enlarge, image_scores, location_scores, smooth
-from flawflow.untrained import standardise
+from flawflow.scoring import enlarge, image_scores
+from flawflow.untrained import FEWEST, gaussian, local_maps
 
-FEWEST = 8
 FOLDS = 5
 _MOST_TO_LEARN = 400
 # Chosen on synthetic defects: docs/experiments.md.
@@ -79,7 +78,9 @@ def cross_fit(
             say(f"hidden outliers: fold {number} of {FOLDS}")
         others = np.setdiff1d(order, fold)
         others = others[:: math.ceil(len(others) / _MOST_TO_LEARN)]
-        flow, limit = _gaussian_fit([view[others] for view in features], recipe, seed, device)
+        known = [view[others] for view in features]
+        flow = gaussian(known, recipe.flow, seed, device)
+        limit = highest_level(flow, known[0], ScoringConfig("nll", recipe.scoring.sigma, level=_LEVEL), device)
         seen = [local_maps(flow, view[fold], recipe.scoring.sigma, device, n) for n, view in enumerate(features)]
         maps[fold] = np.mean(seen, axis=0)
         scores[fold] = _scores(seen, recipe, limit)
@@ -94,31 +95,6 @@ def _scores(seen: Sequence[NDArray[np.float32]], recipe: Recipe, limit: float) -
         for maps in seen
     ]
     return np.asarray(np.mean(scores, axis=0), np.float64)
-
-
-def _gaussian_fit(
-    features: Sequence[NDArray[np.float16]], recipe: Recipe, seed: int, device: torch.device
-) -> tuple[Flow, float]:
-    """A flow without couplings, fitted to features (N, C, h, w) of each view, and the highest level of the images."""
-    _, channels, height, width = features[0].shape
-    config = replace(recipe.flow, whiten=True, memory=0.0, blocks=1, subnet="pointwise")
-    flow = Flow(channels, config, seed, (height, width), len(features))
-    flow.blocks = torch.nn.ModuleList()
-    standardise(flow, features)
-    flow.to(device).eval()
-    return flow, highest_level(flow, features[0], ScoringConfig("nll", recipe.scoring.sigma, level=_LEVEL), device)
-
-
-@torch.inference_mode()
-def local_maps(
-    flow: Flow, features: NDArray[np.float16], sigma: float, device: torch.device, view: int = 0
-) -> NDArray[np.float32]:
-    """Local negative log-likelihood (N, h, w) of features (N, C, h, w) of a view, in nats, smoothed over ``sigma``."""
-    maps = np.zeros((len(features), *features.shape[2:]), np.float32)
-    for start in range(0, len(features), 8):
-        z, log_det = flow(torch.from_numpy(features[start : start + 8].astype(np.float32)).to(device), view=view)
-        maps[start : start + 8] = smooth(location_scores(z, log_det, "nll"), sigma).cpu().numpy()
-    return maps
 
 
 def image_map(flow: Flow, image: Path, recipe: Recipe, backbone: Backbone, device: torch.device) -> NDArray[np.float32]:

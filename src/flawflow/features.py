@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flawflow.ahead import ahead
 from flawflow.backbones import Backbone
 from flawflow.files import digest, size_text
-from flawflow.images import read_image, resize_image
+from flawflow.images import mirrored, read_image, resize_image
 from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
@@ -56,21 +56,27 @@ class ImageSource:
     """Image files by index, decoded and resized on demand; the latest ``keep`` stay in memory.
 
     Attributes:
+        mirrors: which of `images.MIRRORS` of each file follow it, as images of their own.
         owners: for each index the file that it comes from, ascending.
     """
 
-    def __init__(self, paths: Sequence[Path], size: int, keep: int = 512) -> None:
-        self.paths = tuple(paths)
-        self.owners = np.arange(len(self.paths))
+    def __init__(self, paths: Sequence[Path], size: int, keep: int = 512, mirrors: Sequence[str] = ()) -> None:
+        self.paths, self.mirrors = tuple(paths), tuple(mirrors)
+        self.owners = np.repeat(np.arange(len(self.paths)), 1 + len(self.mirrors))
         self.size = size
         self._keep = keep
         self._cache: OrderedDict[int, Image] = OrderedDict()
         self._lock = Lock()
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.owners)
 
     def __call__(self, index: int) -> Image:
+        file, turn = divmod(index, 1 + len(self.mirrors))
+        image = self._read(file)
+        return mirrored(image, self.mirrors[turn - 1]) if turn else image
+
+    def _read(self, index: int) -> Image:
         with self._lock:
             if index in self._cache:
                 self._cache.move_to_end(index)
@@ -89,7 +95,7 @@ class ImageSource:
 
     def about(self) -> dict[str, Any]:
         """What else, beside the files, tells the images of this source from others; JSON values."""
-        return {}
+        return {"mirrors": list(self.mirrors)} if self.mirrors else {}
 
 
 def known_marks(provenance: Mapping[str, Any], *kinds: str) -> set[str]:

@@ -1,6 +1,5 @@
 """From good images to a detector. One of the files that know the order: images → features → flow → detector."""
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flawflow._version import __version__
 from flawflow.backbones import Backbone, build_backbone
 from flawflow.batches import grid_cells
 from flawflow.branch import Branch, finest
@@ -20,27 +18,19 @@ from flawflow.calibration import Budget
 from flawflow.datasets import draw_shots, open_folder
 from flawflow.detector import Detector, DeviceName, resolve_device
 from flawflow.errors import DatasetError, OptionError
-from flawflow.features import (
-    CALIBRATION_IMAGES,
-    LEARNED_IMAGES,
-    VALIDATION_IMAGES,
-    FeatureJob,
-    FeatureSet,
-    ImageSource,
-    extract,
-    known_again,
-    shifted,
-)
+from flawflow.features import FeatureJob, FeatureSet, ImageSource, extract, shifted
 from flawflow.files import first_copies
 from flawflow.flow import Flow
 from flawflow.histories import HISTORIES, Learned, branch_histories, checkpoint_of
 from flawflow.images import read_mask, resize_mask
 from flawflow.inspection import NOTHING, Inspection
 from flawflow.levels import level_limits
+from flawflow.mirroring import allowed_mirrors
+from flawflow.origin import made_of, made_with, run_key
 from flawflow.recipe import Recipe, named_recipe
 from flawflow.reference import Reference, Row
 from flawflow.sources import check_tiles, open_source, whole_images
-from flawflow.store import FeatureStore, make_key, open_store
+from flawflow.store import FeatureStore, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, kept_epoch, train
 from flawflow.types import Category, Image, Mask, Sample
@@ -116,21 +106,29 @@ def fit(
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
-    _tell_copies(0 if shots else len(category.train) - len(learn) - len(held), category, say)
+    copies = 0 if shots else len(category.train) - len(learn) - len(held)
+    if copies:
+        told = f"{copies} of {len(category.train)} good images are copies of others, byte for byte"
+        _tell(f"{told}: each counts once", say)
     backbones = [
         build_backbone(one, recipe.size, recipe.weights_of(one, weights)).to(target) for one in recipe.backbones
     ]
     grid = finest([one.grid for one in backbones])
     sources = [open_source([s.path for s in part], recipe, seed, grid) for part in (learn, held)]
     check_tiles(sources, recipe)
+    mirrors = allowed_mirrors(sources[0], recipe, backbones[0], seed, target)
+    if mirrors:
+        sources[0] = open_source(sources[0].paths, recipe, seed, grid, mirrors)
+        _tell(f"mirror images are good ones too, and are learned: {', '.join(mirrors)}", say)
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     recipe = recipe.scheduled(len(sources[0]), select_on_test)
     for backbone in backbones if bundle else ():
         backbone.pack()  # one that cannot be bundled is refused before the long work
-    provenance = _origin(category, target) | _images(category, sources, select_on_test)
+    provenance = made_with(category, target) | made_of(category, sources, select_on_test)
     provenance |= {
         "learned_from": len(learn),
         "held_out": len(held),
+        "mirrors": list(mirrors),
         "tiles": len(sources[0]) if recipe.tiling.side else None,
         "shots": shots,
         "seed": seed,
@@ -164,8 +162,7 @@ def fit(
         "features": round(features_done - started, 2),
         "training": round(time.perf_counter() - features_done, 2),
     }
-    if say:
-        say(_summary(branch_histories(detector.provenance, recipe), detector.provenance))
+    _tell(_summary(branch_histories(detector.provenance, recipe), detector.provenance), say)
     return detector
 
 
@@ -212,7 +209,7 @@ def _learn(
             seed=provenance["seed"],
             device=device,
             checkpoint=checkpoint and checkpoint_of(checkpoint, name),
-            run_key=_run_key(recipe, name, backbone, provenance),
+            run_key=run_key(recipe, name, backbone, provenance),
             progress=say is not None,
         )
         remember(flow, data.normal, source.owners, device)
@@ -221,9 +218,9 @@ def _learn(
     return Branch(backbone, *flows), histories, level_limits(flows[0], data, source, recipe, device)
 
 
-def _tell_copies(copies: int, category: Category, say: Say | None) -> None:
-    if say and copies:
-        say(f"{copies} of {len(category.train)} good images are copies of others, byte for byte: each counts once")
+def _tell(line: str, say: Say | None) -> None:
+    if say:
+        say(line)
 
 
 def _usable(recipe: Recipe | str, select_on_test: bool) -> Recipe:
@@ -231,41 +228,6 @@ def _usable(recipe: Recipe | str, select_on_test: bool) -> Recipe:
     if select_on_test and recipe.tiling.side:
         raise OptionError("--select-on-test chooses on whole images, and this recipe cuts tiles: leave one of them out")
     return recipe
-
-
-def _origin(category: Category, device: torch.device) -> dict[str, Any]:
-    """What a detector was made with, and of which product."""
-    return {
-        "flawflow": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": device.type,
-        "category": category.name,
-        "layout": category.layout,
-    }
-
-
-def _images(category: Category, sources: Sequence[ImageSource], select_on_test: bool) -> dict[str, Any]:
-    """Which files a detector knows, by their digests; test images that chose the epoch count as learned.
-
-    ``sources`` are of the images learned from and of those held out.
-    """
-    learned, held_out = (source.digests() for source in sources)
-    seen = ImageSource([s.path for s in category.test], 1).digests() if select_on_test else []
-    return {
-        "selected_on": "test images" if select_on_test else "synthetic defects on held-out good images",
-        "images": make_key({"images": learned + held_out}),
-        LEARNED_IMAGES: known_again(learned + seen),
-        VALIDATION_IMAGES: known_again(held_out),
-        CALIBRATION_IMAGES: known_again(held_out),
-    }
-
-
-def _run_key(recipe: Recipe, name: str, backbone: Backbone, provenance: Mapping[str, Any]) -> str:
-    """Names a training: a checkpoint of another one is not gone on from."""
-    known = {name: provenance[name] for name in ("flawflow", "images", "seed", "selected_on", "device")}
-    return make_key(known | {"recipe": recipe.to_dict(), "flow": name, "weights": backbone.weights_hash})
 
 
 def checked_seed(seed: int) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flawflow.backbones import Backbone
 from flawflow.batches import grid_cells
 from flawflow.checkup import Checkup, Read
-from flawflow.crossfit import FEWEST, CrossFit, cross_fit, image_map
+from flawflow.crossfit import CrossFit, cross_fit, image_map
 from flawflow.doctor import Case, Finding, finding, robust_z
 from flawflow.errors import ImageError
 from flawflow.features import FeatureJob, ImageSource
@@ -23,6 +23,7 @@ from flawflow.recipe import Recipe
 from flawflow.report import overlay
 from flawflow.store import FeatureStore
 from flawflow.types import Image
+from flawflow.untrained import FEWEST
 
 _LISTED = 10
 _ODD = 5.0

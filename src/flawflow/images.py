@@ -22,6 +22,8 @@ from flawflow.files import atomic_write
 from flawflow.types import Image, ImageKind, Mask
 
 _ORIENTATION = 274  # EXIF
+_BACK = slice(None, None, -1)
+MIRRORS = {"left-right": (slice(None), _BACK), "up-down": (_BACK, slice(None)), "half-turn": (_BACK, _BACK)}
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # What decoders raise on damaged files, found by damaging files of every format.
 _BROKEN = (
@@ -157,6 +159,11 @@ def resize_mask(mask: Mask, size: int) -> Mask:
         return mask
     picture = PIL.Image.fromarray(mask.astype(np.uint8) * 255)
     return np.array(picture.resize((size, size), PIL.Image.Resampling.NEAREST), dtype=np.uint8) > 0
+
+
+def mirrored(image: Image, how: str) -> Image:
+    """The image (H, W, 3) as one of `MIRRORS` shows it."""
+    return np.ascontiguousarray(image[MIRRORS[how]])
 
 
 def write_image(path: Path, image: Image) -> None:

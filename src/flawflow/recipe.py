@@ -140,11 +140,11 @@ class Recipe:
             as come nearest to ``twins``, each view as often, no more than epochs, and 64 at most.
         twins: how many synthetic images there are in all, about, where ``versions`` does not tell; few images get more
             each, so that a flow which sees them often does not learn the very defects.
+        mirrors: with fewer images than this, mirror images that are as likely as they are, are learned too; 0 = never.
         holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
         tiling: whether images are cut into tiles instead of being resized whole.
-        blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one gives
-            the score; 0 = that one draws the map too. A faint mark decides whether a part is good, and a density that
-            tells the faintest ones apart is unquiet where nothing is wrong.
+        blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one scores;
+            0 = that one draws too. A density that tells the faintest marks apart is unquiet where nothing is wrong.
         trust: the ``flow.trust`` of that flow; of no effect without ``blur``.
         smaller: the network sees a smaller copy of the image too, the side of which is this share, and has a flow of
             its own there; 0 = it does not. A smaller copy tells whether something is odd rather than where: it takes
@@ -163,6 +163,7 @@ class Recipe:
     automatic_synthesis: bool = True
     versions: int = 1
     twins: int = 0
+    mirrors: int = 0
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
     blur: float = 0.0
@@ -175,12 +176,9 @@ class Recipe:
         if not 16 <= self.size <= 8192:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if not 0 <= self.versions <= 1000 or self.twins < 0 or self.versions == self.twins == 0:
-            raise OptionError(
-                f"versions is {self.versions} and twins {self.twins}: expected 1 to 1000 versions, or 0 and at "
-                "least one twin"
-            )
-        if not 0 < self.holdout < 1:
-            raise OptionError(f"holdout is {self.holdout}: expected a share between 0 and 1")
+            raise OptionError(f"versions is {self.versions}, twins {self.twins}: expected 1 to 1000, or 0 and twins")
+        if not 0 < self.holdout < 1 or self.mirrors < 0:
+            raise OptionError(f"holdout is {self.holdout}, mirrors {self.mirrors}: expected 0 to 1, and 0 or more")
         replace(self.flow, blur=self.blur, trust=self.trust)  # refuses what no flow could learn with
         if not 0 <= self.smaller < 1:
             raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")
@@ -335,6 +333,7 @@ def default() -> Recipe:
         scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25),
         versions=0,
         twins=448,
+        mirrors=32,
         blur=0.1,
         smaller=0.7,
     )

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flawflow.flow import Flow
-from flawflow.scoring import location_scores
+from flawflow.flow import Flow, FlowConfig
+from flawflow.scoring import location_scores, smooth
+
+FEWEST = 8  # images by which one of them can be judged
 
 
 @torch.no_grad()
@@ -34,6 +37,31 @@ def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
             squares += x.square()
         # Versions of one image are no further images: they say nothing of how images differ.
         flow.places.fit(total / len(seen), squares / len(seen), len(seen[0]), noise, view)
+
+
+def gaussian(features: Sequence[NDArray[np.float16]], config: FlowConfig, seed: int, device: torch.device) -> Flow:
+    """What the training of such a flow starts from, whitening and places, without couplings; ready to inspect.
+
+    ``features`` are (N, C, h, w) of each view.
+    """
+    _, channels, height, width = features[0].shape
+    bare = replace(config, whiten=True, memory=0.0, blocks=1, subnet="pointwise")
+    flow = Flow(channels, bare, seed, (height, width), len(features))
+    flow.blocks = torch.nn.ModuleList()
+    standardise(flow, features)
+    return flow.to(device).eval()
+
+
+@torch.inference_mode()
+def local_maps(
+    flow: Flow, features: NDArray[np.float16], sigma: float, device: torch.device, view: int = 0
+) -> NDArray[np.float32]:
+    """Local negative log-likelihood (N, h, w) of features (N, C, h, w) of a view, in nats, smoothed over ``sigma``."""
+    maps = np.zeros((len(features), *features.shape[2:]), np.float32)
+    for start in range(0, len(features), 8):
+        z, log_det = flow(torch.from_numpy(features[start : start + 8].astype(np.float32)).to(device), view=view)
+        maps[start : start + 8] = smooth(location_scores(z, log_det, "nll"), sigma).cpu().numpy()
+    return maps
 
 
 @torch.inference_mode()

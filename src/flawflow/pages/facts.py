@@ -119,7 +119,7 @@ def settings_section(detector: Detector) -> Section:
     recipe = detector.recipe
     values = _flat(recipe.to_dict())
     known = detector.provenance
-    images = known.get("tiles") or known.get("learned_from") or 1
+    images = known.get("tiles") or known.get("learned_from", 1) * (1 + len(known.get("mirrors", ())))
     base = {}
     if recipe.name in RECIPES:
         base = _flat(named_recipe(recipe.name).scheduled(images, selected_on_test(detector)).to_dict())

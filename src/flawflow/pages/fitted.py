@@ -74,7 +74,9 @@ def _learned(detector: Detector) -> Section:
         f"validation numbers are measured on {known.get('selected_on')}"
     )
     text += ", which chose the epoch." if selected_on_test(detector) else f"; {_OTHER}."
+    mirrors = known.get("mirrors", ())
     pairs = [
+        *([("learned with each", f"its mirror images, {', '.join(mirrors)}")] if mirrors else []),
         ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
         ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
         ("backbone, input", f"{recipe.networks}; {recipe.size} × {recipe.size} pixels"),
