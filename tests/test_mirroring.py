@@ -14,11 +14,13 @@ from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
 from flawflow.features import FeatureJob, ImageSource
 from flawflow.images import MIRRORS, mirrored, read_image, write_image
+from flawflow.levels import highest_level, level_limits
 from flawflow.mirroring import allowed_mirrors
 from flawflow.pages import write_fit_page
 from flawflow.recipe import RECIPES, Recipe, named_recipe
-from flawflow.store import FeatureStore
+from flawflow.store import FeatureStore, open_store
 from flawflow.tiling import TilingConfig
+from flawflow.untrained import gaussian
 
 CPU = torch.device("cpu")
 FILTERS = BackboneSpec(name="filters", taps=(0, 1, 2), stride=8)
@@ -78,6 +80,29 @@ def test_a_part_that_is_alike_on_both_sides_may_be_mirrored_that_way_alone(
         write_image(tmp_path / f"{number}.png", np.concatenate([half, mirrored(half, "left-right")], axis=1))
     symmetric = ImageSource(sorted(tmp_path.iterdir()), 64)
     assert allowed_mirrors(symmetric, RECIPE, backbone, 0, CPU) == ("left-right",)
+
+
+@pytest.mark.parametrize("odd", ["black", "dark", "every light"])
+def test_an_odd_image_or_a_light_that_changes_does_not_allow_a_mirror(
+    line: Path, backbone: Backbone, tmp_path: Path, odd: str
+) -> None:
+    shares = np.random.default_rng(0).uniform(0.3, 1.3, 16) if odd == "every light" else np.ones(16)
+    shares[5] = {"black": 0.0, "dark": 0.3}.get(odd, shares[5])
+    for number, (path, share) in enumerate(zip(source(line, "flange").paths, shares, strict=True)):
+        lit = np.clip(read_image(path) * share, 0, 255).astype(np.uint8)
+        write_image(tmp_path / f"{number:02}.png", lit)
+    assert allowed_mirrors(ImageSource(sorted(tmp_path.iterdir()), 64), RECIPE, backbone, 0, CPU) == ()
+
+
+def test_the_level_of_a_good_image_is_that_of_one_image(line: Path, backbone: Backbone) -> None:
+    """… as inspection sees it, and not of an image and its mirror images together."""
+    both = ImageSource(source(line, "stone").paths, 64, mirrors=tuple(MIRRORS))
+    with open_store(None, 10**9, keep=False) as store:
+        data = FeatureJob(both, backbone, RECIPE.synthesis, 0, CPU).build(store, 1, False, None)
+        flow = gaussian(data.normal[:1], RECIPE.flow, 0, CPU)
+        [limit] = level_limits(flow, data, both, RECIPE, CPU)
+        assert limit == highest_level(flow, data.normal[0], RECIPE.scoring, CPU)
+        assert limit > highest_level(flow, data.normal[0], RECIPE.scoring, CPU, both.owners)
 
 
 def test_many_images_few_images_and_tiles_get_no_mirror_images(line: Path, backbone: Backbone) -> None:

@@ -116,14 +116,14 @@ def fit(
     grid = finest([one.grid for one in backbones])
     sources = [open_source([s.path for s in part], recipe, seed, grid) for part in (learn, held)]
     check_tiles(sources, recipe)
+    for backbone in backbones if bundle else ():
+        backbone.pack()  # one that cannot be bundled is refused before the long work
+    recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     mirrors = allowed_mirrors(sources[0], recipe, backbones[0], seed, target)
     if mirrors:
         sources[0] = open_source(sources[0].paths, recipe, seed, grid, mirrors)
         _tell(f"mirror images are good ones too, and are learned: {', '.join(mirrors)}", say)
-    recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     recipe = recipe.scheduled(len(sources[0]), select_on_test)
-    for backbone in backbones if bundle else ():
-        backbone.pack()  # one that cannot be bundled is refused before the long work
     provenance = made_with(category, target) | made_of(category, sources, select_on_test)
     provenance |= {
         "learned_from": len(learn),

@@ -44,4 +44,5 @@ def level_limits(
     """
     if not recipe.scoring.level:
         return ()
-    return (highest_level(flow, data.normal[0], recipe.scoring, device, source.owners),)
+    tiles = source.owners if recipe.tiling.side else None  # a mirror image is inspected by itself, as an image is
+    return (highest_level(flow, data.normal[0], recipe.scoring, device, tiles),)

@@ -45,5 +45,5 @@ def made_of(category: Category, sources: Sequence[ImageSource], select_on_test: 
 
 def run_key(recipe: Recipe, name: str, backbone: Backbone, provenance: Mapping[str, Any]) -> str:
     """Names a training: a checkpoint of another one is not gone on from."""
-    known = {name: provenance[name] for name in ("flawflow", "images", "seed", "selected_on", "device")}
+    known = {name: provenance[name] for name in ("flawflow", "images", "mirrors", "seed", "selected_on", "device")}
     return make_key(known | {"recipe": recipe.to_dict(), "flow": name, "weights": backbone.weights_hash})
