@@ -176,7 +176,9 @@ class Recipe:
         if not 16 <= self.size <= 8192:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if not 0 <= self.versions <= 1000 or self.twins < 0 or self.versions == self.twins == 0:
-            raise OptionError(f"versions is {self.versions}, twins {self.twins}: expected 1 to 1000, or 0 and twins")
+            raise OptionError(
+                f"versions is {self.versions}, twins {self.twins}: expected 1 to 1000, or 0 and at least one twin"
+            )
         if not 0 < self.holdout < 1 or self.mirrors < 0:
             raise OptionError(f"holdout is {self.holdout}, mirrors {self.mirrors}: expected 0 to 1, and 0 or more")
         replace(self.flow, blur=self.blur, trust=self.trust)  # refuses what no flow could learn with
