@@ -177,7 +177,7 @@ class Recipe:
             raise OptionError(f"size is {self.size}: expected an input side of 16 to 8192 pixels")
         if not 0 <= self.versions <= 1000 or self.twins < 0 or self.versions == self.twins == 0:
             raise OptionError(
-                f"versions is {self.versions}, twins {self.twins}: expected 1 to 1000, or 0 and at least one twin"
+                f"versions {self.versions}, twins {self.twins}: expected 1 to 1000, or 0 and at least one twin"
             )
         if not 0 < self.holdout < 1 or self.mirrors < 0:
             raise OptionError(f"holdout is {self.holdout}, mirrors {self.mirrors}: expected 0 to 1, and 0 or more")
@@ -355,10 +355,9 @@ def pair() -> Recipe:
 
 def fast() -> Recipe:
     """The recipe `default` for the edge: 256 pixels in one view, one flow, and the network without its attention."""
-    known = default()
-    scoring = replace(known.scoring, shift=0)
+    scoring = replace(default().scoring, shift=0)
     network = BackboneSpec(name=COMPACT, taps=(2,))
-    return replace(known, name="fast", size=256, backbone=network, blur=0.0, smaller=0.0, scoring=scoring)
+    return replace(default(), name="fast", size=256, backbone=network, blur=0.0, smaller=0.0, scoring=scoring)
 
 
 def filters() -> Recipe:
