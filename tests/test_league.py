@@ -119,24 +119,36 @@ def test_only_what_a_clock_can_end_is_another_cell_with_other_minutes(
     assert {method.name for method in METHODS if not method.clocked} == {"ours", "ours-deit", "ours-default", "padim"}
 
 
-@pytest.mark.parametrize("change", ["epochs", "batch", "model", "package", "defaults"])
+@pytest.mark.parametrize("change", ["epochs", "batch", "model", "defaults"])
 def test_a_cell_is_another_with_another_schedule(
     cell: Cell, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake(monkeypatch)
     cell = replace(cell, method=BY_NAME["cutpaste" if change == "defaults" else "uflow"])
-    rules, other = replace(RULES, package="2.7.0"), cell
-    row = run(cell, rules, tmp_path)
-    if change == "package":
-        rules = replace(RULES, package="2.8.0")
-    elif change == "defaults":
+    other, row = cell, run(cell, RULES, tmp_path)
+    if change == "defaults":
         changed = replace(SETTINGS["cutpaste"](), updates=1)
         monkeypatch.setitem(SETTINGS, "cutpaste", lambda: changed)
     else:
         more: dict[str, Any] = {"epochs": {"epochs": 1}, "batch": {"batch": 1}, "model": {"arguments": {"a": 1}}}
         other = replace(cell, method=replace(cell.method, **more[change]))
     with pytest.raises(OptionError, match=f"was run with schedule {row['schedule']}: ask for the same"):
-        kept(other, rules, tmp_path)
+        kept(other, RULES, tmp_path)
+
+
+def test_a_cell_is_another_with_another_package_or_other_textures(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """… but a call that has neither at hand still tells of it."""
+    fake(monkeypatch)
+    cell = replace(cell, method=BY_NAME["draem"])
+    rules = replace(RULES, anomalib=tmp_path, package="2.7.0", textures=tmp_path, cut="some")
+    row = run(cell, rules, tmp_path)
+    for change, said in (({"package": "2.8.0"}, "package 2.7.0"), ({"cut": "others"}, "cut some")):
+        with pytest.raises(OptionError, match=f"was run with {said}: ask for the same"):
+            kept(cell, replace(rules, **change), tmp_path)
+        assert standing(tmp_path, replace(rules, **change), {}) == []
+    assert standing(tmp_path, rules, {}) == standing(tmp_path, RULES, {}) == [row]
 
 
 def test_a_cell_whose_maps_are_gone_is_run_again(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,12 +262,18 @@ def test_settings_are_those_of_baselines_alone() -> None:
 
 
 def test_folders_and_the_interpreter_are_looked_at_first(tmp_path: Path) -> None:
-    check_folders(None, None)
-    assert package_version(None) == ""
+    assert check_folders(None, None) == package_version(None) == ""
     (tmp_path / "notes.txt").write_text("none")
-    check_folders(None, tmp_path)
+    (tmp_path / "photos" / "wood").mkdir(parents=True)
+    (tmp_path / "photos" / "wood" / "1.jpg").write_bytes(b"one")
+    first = check_folders(None, tmp_path / "photos")
+    assert first and check_folders(None, tmp_path) != first == check_folders(None, tmp_path / "photos")
+    (tmp_path / "photos" / "wood" / "1.jpg").write_bytes(b"another")
+    assert check_folders(None, tmp_path / "photos") != first
+    (tmp_path / "photos" / "wood" / "1.jpg").unlink()
     for weights, textures, said in (
         (tmp_path, None, "--weights is .*: expected a folder of files that end in .safetensors"),
+        (None, tmp_path, "--textures is .*: expected a folder of images"),
         (None, tmp_path / "nowhere", "--textures is .*nowhere: expected a folder of images"),
     ):
         with pytest.raises(OptionError, match=said):
@@ -275,6 +293,20 @@ def test_a_cell_of_other_images_stands_in_no_table(cell: Cell, tmp_path: Path, m
     assert standing(tmp_path, replace(RULES, common=64), {}) == []
     (tmp_path / f"{cell.name}.npz").unlink()
     assert standing(tmp_path, RULES, {}) == []
+
+
+def test_a_cell_of_other_weights_stands_in_no_table(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    file, other = tmp_path / "a" / "resnet18.safetensors", tmp_path / "b" / "resnet18.safetensors"
+    for one in (file, other):
+        one.parent.mkdir()
+        one.write_text(str(one))
+    rules = replace(RULES, weights={"resnet18": file})
+    row = run(replace(cell, method=BY_NAME["padim"], network="resnet18"), rules, tmp_path)
+    assert standing(tmp_path, rules, {}) == standing(tmp_path, RULES, {}) == [row]
+    assert standing(tmp_path, replace(RULES, weights={"resnet18": other}), {}) == []
 
 
 @pytest.mark.parametrize("odd", ["--seeds 0", "--common 0", "--size x", "--minutes 0", "--minutes nan"])

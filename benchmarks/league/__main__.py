@@ -88,7 +88,7 @@ def above_zero(text: str) -> float:
 def rules(options: argparse.Namespace) -> Rules:
     """What is the same for every cell."""
     device = resolve_device(options.device).type
-    check_folders(options.weights, options.textures)
+    cut = check_folders(options.weights, options.textures)
     return Rules(
         options.size,
         options.common,
@@ -98,6 +98,7 @@ def rules(options: argparse.Namespace) -> Rules:
         options.anomalib,
         package_version(options.anomalib),
         options.textures.resolve() if options.textures else None,
+        cut,
         options.settings,
     )
 

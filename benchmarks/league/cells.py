@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Rules:
         anomalib: interpreter of the environment that holds the anomalib package; None = its methods do not play.
         package: that package's version.
         textures: folder of images that DRAEM cuts textures from; None = it does not play.
+        cut: a digest of the names and sizes of those images.
         settings: changed settings by baseline, for trials; they stand in the cell.
     """
 
@@ -56,6 +58,7 @@ class Rules:
     anomalib: Path | None = None
     package: str = ""
     textures: Path | None = None
+    cut: str = ""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -143,8 +146,6 @@ def ruled(method: Method, network: str, rules: Rules) -> dict[str, Any]:
         "arguments": model_arguments(method, network),
         "schedule": [method.epochs, method.steps, method.batch],
         "settings": asdict(SETTINGS[method.name]()) if method.name in SETTINGS else {},
-        "package": rules.package if method.kind == "anomalib" else "",
-        "textures": _listed(rules.textures) if method.name == "draem" and rules.textures else "",
     }
     return {
         "size": size,
@@ -153,6 +154,8 @@ def ruled(method: Method, network: str, rules: Rules) -> dict[str, Any]:
         "device": rules.device,
         "settings": rules.settings.get(method.name, {}),
         "schedule": make_key(published),
+        "package": rules.package if method.kind == "anomalib" else "",
+        "cut": rules.cut if method.name == "draem" else "",
         "detector": FORMAT_VERSION if ours else None,
         "recipe": make_key(our_recipe(method.name, network, size).to_dict()) if ours else None,
     }
@@ -172,8 +175,9 @@ def known_files(product: Path, category: Category) -> str:
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
 
 
-def _listed(folder: Path) -> list[str]:
-    return sorted(f"{file.name} {file.stat().st_size}" for file in folder.iterdir())
+@lru_cache(maxsize=64)
+def _digest_once(file: Path) -> str:
+    return digest(file)
 
 
 def standing(folder: Path, rules: Rules, files: Mapping[str, Collection[str]]) -> list[dict[str, Any]]:
@@ -192,9 +196,18 @@ def standing(folder: Path, rules: Rules, files: Mapping[str, Collection[str]]) -
         row: dict[str, Any] = json.loads(file.read_text())
         if "failed" in row or row.get("method") not in order or not file.with_suffix(".npz").exists():
             continue
-        now = ruled(METHODS[order[row["method"]]], row["network"], rules)
+        method, network = METHODS[order[row["method"]]], row["network"]
+        if network not in (method.weights or ("",)):
+            continue
+        now = ruled(method, network, rules)
+        if network in rules.weights:
+            now["weights"] = _digest_once(rules.weights[network])
+        # What this call has not at hand it cannot hold against a cell.
+        unknown = {"package"} if rules.anomalib is None else set()
+        unknown |= {"cut"} if rules.textures is None else set()
+        same = all(row.get(key) == value for key, value in now.items() if key not in unknown)
         images = files.get(row["group"].rpartition("-")[0])
-        if {key: row.get(key) for key in now} == now and (images is None or row["files"] in images):
+        if same and (images is None or row["files"] in images):
             rows.append(row)
     return sorted(rows, key=lambda row: (order[row["method"]], row["network"], row["seed"]))
 

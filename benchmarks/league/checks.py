@@ -10,11 +10,13 @@ from flawflow.datasets import open_folder
 from flawflow.datasets.generated import PRODUCTS, write_product_line
 from flawflow.errors import DatasetError, OptionError
 from flawflow.evaluation import check_test_images
+from flawflow.store import make_key
 from flawflow.types import Sample
 from league.baselines.cutpaste import CutPasteBaselineSettings
 from league.baselines.differnet import DifferNetSettings
 from league.baselines.nsa import NsaBaselineSettings
 
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 SETTINGS: dict[str, type] = {
     "differnet": DifferNetSettings,
     "cutpaste": CutPasteBaselineSettings,
@@ -61,15 +63,20 @@ def package_version(interpreter: Path | None) -> str:
     return told.stdout.strip()
 
 
-def check_folders(weights: Path | None, textures: Path | None) -> None:
-    """Raises OptionError where a folder that was named is none, or holds nothing that is looked for in it."""
-    for option, folder, kind in (
-        ("--weights", weights, "*.safetensors"),
-        ("--textures", textures, "*"),
-    ):
-        if folder is not None and not any(file.is_file() for file in folder.glob(kind)):
-            what = "files that end in .safetensors" if kind != "*" else "images"
-            raise OptionError(f"{option} is {folder}: expected a folder of {what}")
+def check_folders(weights: Path | None, textures: Path | None) -> str:
+    """A digest of the names and sizes of the textures, which may lie in folders of folders; "" without any.
+
+    Raises:
+        OptionError: a folder that was named is none, or holds nothing that is looked for in it.
+    """
+    if weights is not None and not any(weights.glob("*.safetensors")):
+        raise OptionError(f"--weights is {weights}: expected a folder of files that end in .safetensors")
+    if textures is None:
+        return ""
+    images = sorted(file for file in textures.rglob("*") if file.suffix.lower() in _IMAGES)
+    if not images:
+        raise OptionError(f"--textures is {textures}: expected a folder of images")
+    return make_key({str(file.relative_to(textures)): file.stat().st_size for file in images})
 
 
 def check_settings(settings: Any) -> None:
