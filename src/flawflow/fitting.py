@@ -106,10 +106,7 @@ def fit(
     category = open_folder(images, seed) if isinstance(images, Path) else images
     target = resolve_device(device)
     learn, held = split(category, recipe, shots, seed)
-    copies = 0 if shots else len(category.train) - len(learn) - len(held)
-    if copies:
-        told = f"{copies} of {len(category.train)} good images are copies of others, byte for byte"
-        _tell(f"{told}: each counts once", say)
+    _tell_copies(0 if shots else len(category.train) - len(learn) - len(held), category, say)
     backbones = [
         build_backbone(one, recipe.size, recipe.weights_of(one, weights)).to(target) for one in recipe.backbones
     ]
@@ -119,16 +116,13 @@ def fit(
     for backbone in backbones if bundle else ():
         backbone.pack()  # one that cannot be bundled is refused before the long work
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
-    mirrors = allowed_mirrors(sources[0], recipe, backbones[0], seed, target)
-    if mirrors:
-        sources[0] = open_source(sources[0].paths, recipe, seed, grid, mirrors)
-        _tell(f"mirror images are good ones too, and are learned: {', '.join(mirrors)}", say)
+    sources[0] = _mirrored(sources[0], recipe, backbones[0], seed, target, say)
     recipe = recipe.scheduled(len(sources[0]), select_on_test)
     provenance = made_with(category, target) | made_of(category, sources, select_on_test)
     provenance |= {
         "learned_from": len(learn),
         "held_out": len(held),
-        "mirrors": list(mirrors),
+        "mirrors": list(sources[0].mirrors),
         "tiles": len(sources[0]) if recipe.tiling.side else None,
         "shots": shots,
         "seed": seed,
@@ -216,6 +210,23 @@ def _learn(
         flows.append(flow)
         histories.append(history)
     return Branch(backbone, *flows), histories, level_limits(flows[0], data, source, recipe, device)
+
+
+def _mirrored(
+    source: ImageSource, recipe: Recipe, backbone: Backbone, seed: int, device: torch.device, say: Say | None
+) -> ImageSource:
+    """The images to learn from, with those of their mirror images that are good ones too."""
+    mirrors = allowed_mirrors(source, recipe, backbone, seed, device)
+    if not mirrors:
+        return source
+    _tell(f"mirror images are good ones too, and are learned: {', '.join(mirrors)}", say)
+    return ImageSource(source.paths, source.size, mirrors=mirrors)
+
+
+def _tell_copies(copies: int, category: Category, say: Say | None) -> None:
+    if copies:
+        count = len(category.train)
+        _tell(f"{copies} of {count} good images are copies of others, byte for byte: each counts once", say)
 
 
 def _tell(line: str, say: Say | None) -> None:

@@ -15,13 +15,7 @@ from flawflow.tiling import STEP, TilingConfig, cell_pitch, cut_tile, draw_tiles
 from flawflow.types import Image
 
 
-def open_source(
-    paths: Sequence[Path],
-    recipe: Recipe,
-    seed: int,
-    grid: tuple[int, int] | None = None,
-    mirrors: Sequence[str] = (),
-) -> ImageSource:
+def open_source(paths: Sequence[Path], recipe: Recipe, seed: int, grid: tuple[int, int] | None = None) -> ImageSource:
     """The images of the recipe's input size that these files give: each resized, or its tiles.
 
     Args:
@@ -29,14 +23,13 @@ def open_source(
         recipe: says whether there are tiles.
         seed: of the draw of tiles, where there are more than ``recipe.tiling.most``.
         grid: height and width of the flow's grid; None = unknown, tiles then lie a few pixels off.
-        mirrors: which mirror images of whole images there are besides.
 
     Raises:
         ImageError: a file cannot be read.
         OutputError: the temporary folder has no room for the tiles.
     """
     if not recipe.tiling.side:
-        return ImageSource(paths, recipe.size, mirrors=mirrors)
+        return ImageSource(paths, recipe.size)
     pitch = cell_pitch(recipe.tiling.side, max(grid)) if grid else STEP
     return TileSource(paths, recipe.size, recipe.tiling, pitch, seed)
 
