@@ -14,7 +14,7 @@ from flawflow.recipe import Recipe
 from flawflow.untrained import FEWEST, gaussian, local_maps
 
 _FOLDS = 4
-# For which share of the images the mirrored one may be the less likely of the two: of textures it is at most 0.6, of
+# For which share of the images the mirrored one may be the less likely of the two: of textures it is about half, of
 # parts that are not their own mirror image it is all of them (docs/experiments.md). A share cannot be bent by an odd
 # image among the good ones, nor hidden by a light that changes.
 _MOST = 0.75
