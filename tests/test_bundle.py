@@ -17,7 +17,8 @@ from flawflow.backbones.graph import GraphLevels, record_graph
 from flawflow.detector import Detector
 from flawflow.errors import OptionError, WeightsError
 from flawflow.flow import FlowConfig
-from flawflow.recipe import Recipe, ScoringConfig
+from flawflow.recipe import Recipe
+from flawflow.scoring import ScoringConfig
 from test_detector import header_of, make_detector, pictures
 
 NETWORKS = [

@@ -26,10 +26,10 @@ from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputEr
 from flawflow.flow import Flow, FlowConfig
 from flawflow.images import resize_image
 from flawflow.inspection import NOTHING
-from flawflow.recipe import Recipe, ScoringConfig
+from flawflow.recipe import Recipe
 from flawflow.reference import Row
 from flawflow.roi import Roi
-from flawflow.scoring import image_levels, image_scores
+from flawflow.scoring import ScoringConfig, image_levels, image_scores
 from flawflow.watching import follow, followed, noting
 
 CPU = torch.device("cpu")

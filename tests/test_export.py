@@ -29,7 +29,8 @@ from flawflow.files import digest
 from flawflow.flow import FlowConfig, Memory
 from flawflow.images import resize_image, write_image
 from flawflow.inspection import NOTHING
-from flawflow.recipe import Recipe, ScoringConfig
+from flawflow.recipe import Recipe
+from flawflow.scoring import ScoringConfig
 from flawflow.types import Image
 from test_detector import make_detector, pictures
 
@@ -214,7 +215,9 @@ EMBEDDED = replace(SMALL, backbone=BackboneSpec("compact", (3,)), flow=replace(W
 
 PAIR = replace(DEIT, beside=BackboneSpec("compact", (2,)))
 SMALLER = replace(EMBEDDED, smaller=0.7)
-DRAWING = replace(SMALLER, flow=replace(EMBEDDED.flow, whiten=True), blur=0.1)
+DRAWING = replace(
+    SMALLER, flow=replace(EMBEDDED.flow, whiten=True), blur=0.1, scoring=replace(EMBEDDED.scoring, drawn=0.4)
+)
 
 
 @pytest.mark.parametrize(

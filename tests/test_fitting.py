@@ -25,7 +25,8 @@ from flawflow.fitting import LEAST_IMAGES, resolve_synthesis, split
 from flawflow.flow import Flow, FlowConfig
 from flawflow.histories import branch_histories
 from flawflow.images import read_image, resize_image
-from flawflow.recipe import Recipe, ScoringConfig, TrainingConfig, named_recipe
+from flawflow.recipe import Recipe, TrainingConfig, named_recipe
+from flawflow.scoring import ScoringConfig
 from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
 from flawflow.types import Category, Sample
 from flawflow.untrained import moments, standardise
@@ -248,6 +249,26 @@ def test_the_flow_that_draws_is_the_one_that_its_blur_gives_alone(product: Path)
     assert both.calibration.map_peaks == drawing.calibration.map_peaks
     told = branch_histories(both.provenance, both.recipe)
     assert [one.label for one in told] == ["filters", "filters, the map"]
+
+
+@pytest.mark.parametrize("tile", [0, 48])
+@pytest.mark.parametrize("beside", [{}, BESIDE], ids=["one branch", "two"])
+def test_the_flow_that_draws_has_its_share_of_the_score(product: Path, beside: dict[str, str], tile: int) -> None:
+    shared = {"blur": "0.2", "scoring.shift": "0.25", "scoring.level": "0.5", "scoring.top": "0.02"} | beside
+    detector = small_fit(product, RECIPE.change(shared | {"tiling.side": str(tile), "scoring.few": "16"}))
+    learned = detector.provenance["tiles"] or detector.provenance["learned_from"]
+    assert detector.recipe.scoring.drawn == 16 / (16 + learned)
+    image = read_image(next((product / "test" / "good").glob("*.png")))
+    scores = []
+    for drawn in (0.0, 1.0, 0.3):
+        detector.recipe = detector.recipe.change({"scoring.drawn": str(drawn)})
+        scores.append(detector.inspect(image)[0].score)
+    assert scores[2] == pytest.approx(0.7 * scores[0] + 0.3 * scores[1], rel=1e-5)
+    [raw] = detector.scorer.looks([image])
+    maps = raw[detector.recipe.looks :].reshape(len(raw) - detector.recipe.looks, -1)
+    count = round(0.02 * (maps.shape[1] if not tile else (tile // detector.scorer.pitch) ** 2))
+    highest = np.sort(maps, axis=1)[:, -count:]
+    assert scores[1] == pytest.approx(float(highest.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize(

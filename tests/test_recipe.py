@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from flawflow.backbones import EMBEDDED, BackboneSpec
 from flawflow.errors import OptionError
-from flawflow.recipe import RECIPES, Recipe, ScoringConfig, TrainingConfig, named_recipe
+from flawflow.recipe import RECIPES, Recipe, TrainingConfig, named_recipe
+from flawflow.scoring import ScoringConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -49,7 +50,10 @@ def test_few_images_are_passed_over_more_often_and_get_more_twins(images: int, n
     found = recipe.scheduled(images)
     training, views = found.training, recipe.scoring.views
     assert found.scheduled(images) == found  # what is settled stays
-    assert replace(found, versions=recipe.versions, training=recipe.training) == recipe
+    assert replace(found, versions=recipe.versions, training=recipe.training, scoring=recipe.scoring) == recipe
+    few = recipe.scoring.few if recipe.drawing else 0
+    assert found.scoring == replace(recipe.scoring, drawn=few / (few + images))
+    assert bool(few) == (name in ("default", "deit", "pair"))
     if recipe.training.epochs:
         assert training == recipe.training
     else:
@@ -138,6 +142,9 @@ def test_an_unknown_recipe_is_named() -> None:
         ("scoring.sigma", "NaN"),
         ("scoring.top", "2"),
         ("scoring.top", "NaN"),
+        ("scoring.drawn", "1.1"),
+        ("scoring.drawn", "NaN"),
+        ("scoring.few", "-1"),
         ("scoring.shift", "0.5"),
         ("scoring.shift", "-0.1"),
         ("scoring.shift", "NaN"),

@@ -19,7 +19,8 @@ from flawflow.batches import covered, grid_cells, read_batch
 from flawflow.errors import OptionError, OutputError
 from flawflow.features import FeatureSet
 from flawflow.flow import Flow, FlowConfig
-from flawflow.recipe import ScoringConfig, TrainingConfig, named_recipe
+from flawflow.recipe import TrainingConfig, named_recipe
+from flawflow.scoring import ScoringConfig
 from flawflow.training import (
     Epoch,
     Validation,

@@ -18,8 +18,8 @@ from flawflow.features import extract, shifted
 from flawflow.flow import Flow
 from flawflow.images import read_image, resize_image
 from flawflow.levels import highest_level
-from flawflow.recipe import Recipe, ScoringConfig
-from flawflow.scoring import enlarge, image_scores
+from flawflow.recipe import Recipe
+from flawflow.scoring import ScoringConfig, enlarge, image_scores
 from flawflow.untrained import FEWEST, gaussian, local_maps
 
 FOLDS = 5

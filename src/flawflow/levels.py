@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from flawflow.features import FeatureSet, ImageSource
 from flawflow.flow import Flow
-from flawflow.recipe import Recipe, ScoringConfig
-from flawflow.scoring import image_levels, location_scores, smooth
+from flawflow.recipe import Recipe
+from flawflow.scoring import ScoringConfig, image_levels, location_scores, smooth
 
 
 @torch.inference_mode()

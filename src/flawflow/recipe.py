@@ -11,7 +11,7 @@ from flawflow.configs import change_settings, read_settings
 from flawflow.errors import OptionError
 from flawflow.flow import FlowConfig
 from flawflow.objective import PAPER_BOUND_PER_DIMENSION
-from flawflow.scoring import SCORES
+from flawflow.scoring import ScoringConfig
 from flawflow.synthesis import SynthesisSettings
 from flawflow.tiling import TilingConfig
 
@@ -83,48 +83,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoringConfig:
-    """How latents become maps and image scores.
-
-    Attributes:
-        score: ``density`` (the paper's), ``fastflow``, ``square`` or ``nll``.
-        sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
-        top: the image score is the mean of this share of the highest map values; 0 = the maximum.
-        level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
-        shift: two views, shifted along the diagonal by ± this share of a cell of the features' grid, below a half, and
-            by a pixel at least; 0 = one view, as it is. The grids of two views at ±¼ interlace; at ±½ they would lie on
-            each other. Map and score are the means of the views'. The versions of the training images take turns
-            through the same views.
-    """
-
-    score: str = "density"
-    sigma: float = 0.0
-    top: float = 0.0
-    level: float = 0.0
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Raises OptionError for an unknown score or a number out of range."""
-        if self.score not in SCORES:
-            raise OptionError(f"scoring.score is '{self.score}': expected one of {', '.join(SCORES)}")
-        if self.sigma < 0 or not 0 <= self.top <= 1 or not 0 <= self.level < 1:
-            raise OptionError(
-                f"scoring.sigma is {self.sigma}, top {self.top} and level {self.level}: expected "
-                "sigma ≥ 0, top in [0, 1] and level in [0, 1)"
-            )
-        if not 0 <= self.shift < 0.5:
-            raise OptionError(
-                f"scoring.shift is {self.shift}: expected a share of a cell, from 0 to below 0.5, where 0 is one view "
-                "and 0.25 two that interlace"
-            )
-
-    @property
-    def views(self) -> int:
-        """How many views an image is looked at through."""
-        return 2 if self.shift else 1
-
-
-@dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that a fit depends on, but the images, the weights and the seed.
 
@@ -143,8 +101,9 @@ class Recipe:
         mirrors: with fewer images than this, mirror images that are as likely as they are, are learned too; 0 = never.
         holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
         tiling: whether images are cut into tiles instead of being resized whole.
-        blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one scores;
-            0 = that one draws too. A density that tells the faintest marks apart is unquiet where nothing is wrong.
+        blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one scores
+            (of few images both do, see ``scoring.few``); 0 = that one draws too. A density that tells the faintest
+            marks apart is unquiet where nothing is wrong.
         trust: the ``flow.trust`` of that flow; of no effect without ``blur``.
         smaller: the network sees a smaller copy of the image too, the side of which is this share, and has a flow of
             its own there; 0 = it does not. A smaller copy tells whether something is odd rather than where: it takes
@@ -245,14 +204,19 @@ class Recipe:
         return " and ".join(self.labels)
 
     def scheduled(self, images: int, choosing: bool = False) -> "Recipe":
-        """The recipe with its epochs and versions in numbers; ``choosing`` among epochs needs some sixteen of them."""
+        """The recipe with what depends on how many images are learned in numbers: epochs, versions, and what part the
+        flow that draws has in the score. ``choosing`` among epochs needs some sixteen of them."""
         training, views = self.training, self.scoring.views
         passes = max(4, training.steps / math.ceil(images / training.batch))
         epochs = training.epochs or math.ceil(passes / views) * views
         turns = min(epochs // views, 64 // views, round(self.twins / images / views))
         versions = self.versions or max(1, turns) * views
         every = training.evaluate_every or (math.ceil(epochs / 16) if choosing else 0)
-        return replace(self, versions=versions, training=replace(training, epochs=epochs, evaluate_every=every))
+        scoring = self.scoring
+        if scoring.few and self.drawing:
+            scoring = replace(scoring, drawn=scoring.few / (scoring.few + images))
+        training = replace(training, epochs=epochs, evaluate_every=every)
+        return replace(self, versions=versions, training=training, scoring=scoring)
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
         """The file of that backbone's weights, where one was brought for the recipe's network."""
@@ -332,7 +296,7 @@ def default() -> Recipe:
             evaluate_every=0,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25),
+        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25, few=16),
         versions=0,
         twins=448,
         mirrors=32,

@@ -99,7 +99,8 @@ class Scorer:
         """Scores (B,) of the looks' maps (B, L, h, w), in their units: the mean of what each look scores.
 
         The oddest places of a good image are others in each look, a defect's are the same. Where it pays and where not:
-        docs/experiments.md, "Each look scored by itself, and two networks".
+        docs/experiments.md, "Each look scored by itself, and two networks". What the flows that draw score has the
+        share ``scoring.drawn``.
 
         With tiles ``scoring.top`` is a share of one tile, so that a defect does not fade among the many places of a
         large image.
@@ -122,7 +123,11 @@ class Scorer:
                 levels = image_levels((maps if raw is None else raw)[:, number], scoring.level)
                 score = score - levels.clamp(max=limits[number * len(limits) // looks])  # one limit a branch
             found.append(score)
-        return torch.stack(found).mean(dim=0)
+        score = torch.stack(found).mean(dim=0)
+        if not scoring.drawn or maps.shape[1] == looks:
+            return score
+        drawn = [image_scores(maps[:, number], top) for number in range(looks, maps.shape[1])]
+        return torch.lerp(score, torch.stack(drawn).mean(dim=0), scoring.drawn)
 
     def __call__(self, images: Sequence[Image], roi: Roi | None = None) -> list[tuple[float, AnomalyMap]]:
         """Score and map of each image; the map is NaN at places that the regions ignore.
@@ -141,7 +146,7 @@ class Scorer:
         if roi is None:
             return float(self.image_scores(whole, pitch=pitch)), self.shown(raw)
         sensitivity = self.sensitivity(roi, shape)
-        weighed = np.stack([weigh(one, sensitivity) for one in raw[: self.recipe.looks]])
+        weighed = np.stack([weigh(one, sensitivity) for one in raw])
         score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
         return score, np.where(sensitivity > 0, weigh(self.shown(raw), sensitivity), np.float32(np.nan))
 

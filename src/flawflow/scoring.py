@@ -5,6 +5,7 @@ Four maps of one latent: ``density`` is the paper's, ``fastflow`` and ``square``
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +16,60 @@ from torch.nn import functional as F
 from flawflow.errors import OptionError
 
 SCORES = ("density", "fastflow", "square", "nll")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringConfig:
+    """How latents become maps and image scores.
+
+    Attributes:
+        score: ``density`` (the paper's), ``fastflow``, ``square`` or ``nll``.
+        sigma: Gaussian smoothing of the map before it is enlarged, in grid cells; 0 = none.
+        top: the image score is the mean of this share of the highest map values; 0 = the maximum.
+        level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
+        shift: two views, shifted along the diagonal by ± this share of a cell of the features' grid, below a half, and
+            by a pixel at least; 0 = one view, as it is. The grids of two views at ±¼ interlace; at ±½ they would lie on
+            each other. Map and score are the means of the views'. The versions of the training images take turns
+            through the same views.
+        drawn: share of the image score that the flow which draws has, where there is one: the mean of the same share of
+            the highest values of its map, from zero. It is the steadier one of few images (docs/experiments.md, "What
+            the flow that draws scores").
+        few: where above 0, ``drawn`` is ``few`` / (``few`` + images), with as many images, or tiles, as are learned: as
+            if that flow had as much to say as the other one has after so many.
+    """
+
+    score: str = "density"
+    sigma: float = 0.0
+    top: float = 0.0
+    level: float = 0.0
+    shift: float = 0.0
+    drawn: float = 0.0
+    few: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for an unknown score or a number out of range."""
+        if self.score not in SCORES:
+            raise OptionError(f"scoring.score is '{self.score}': expected one of {', '.join(SCORES)}")
+        if self.sigma < 0 or not 0 <= self.top <= 1 or not 0 <= self.level < 1:
+            raise OptionError(
+                f"scoring.sigma is {self.sigma}, top {self.top} and level {self.level}: expected "
+                "sigma ≥ 0, top in [0, 1] and level in [0, 1)"
+            )
+        if not 0 <= self.shift < 0.5:
+            raise OptionError(
+                f"scoring.shift is {self.shift}: expected a share of a cell, from 0 to below 0.5, where 0 is one view "
+                "and 0.25 two that interlace"
+            )
+
+        if not 0 <= self.drawn <= 1 or self.few < 0:
+            raise OptionError(
+                f"scoring.drawn is {self.drawn} and few {self.few}: expected a share in [0, 1], and 0 or more images"
+            )
+
+    @property
+    def views(self) -> int:
+        """How many views an image is looked at through."""
+        return 2 if self.shift else 1
 
 
 def location_scores(z: Tensor, log_det: Tensor, score: str) -> Tensor:

@@ -23,8 +23,8 @@ from flawflow.files import atomic_write
 from flawflow.flow import Flow
 from flawflow.metrics import auroc, auroc_error
 from flawflow.objective import image_nll, local_margin_loss, local_nll, self_supervised_loss
-from flawflow.recipe import ScoringConfig, TrainingConfig
-from flawflow.scoring import image_levels, image_scores, location_scores, smooth
+from flawflow.recipe import TrainingConfig
+from flawflow.scoring import ScoringConfig, image_levels, image_scores, location_scores, smooth
 
 _SAVE_AFTER = 10.0  # seconds of training that a kill may lose: an epoch of few images takes less than a checkpoint
 

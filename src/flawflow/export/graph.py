@@ -106,17 +106,24 @@ class DetectorGraph(nn.Module):
         self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        scoring, maps, scores = self.recipe.scoring, [], []
+        scoring, maps, scores, drawn = self.recipe.scoring, [], [], []
         for branch, limit, shown, views in zip(self.branches, self.limits, self.shown, self.views, strict=True):
             for view, (dy, dx) in enumerate(views):
                 seen = branch(shifted(pixels, dy, dx), scoring.score, view)
                 large = [self._enlarged(one, dy, dx) for one in seen]
                 maps += large[-1:] * shown  # a flow that draws comes after the one that scores
                 scores.append(self._score(large[0].flatten(), limit))
-        return torch.stack(maps).mean(dim=0), torch.stack(scores).mean()
+                drawn += [self._highest(one.flatten()) for one in large[1:]]
+        score = torch.stack(scores).mean()
+        if drawn and scoring.drawn:
+            score = torch.lerp(score, torch.stack(drawn).mean(), scoring.drawn)
+        return torch.stack(maps).mean(dim=0), score
 
     def _enlarged(self, seen: Tensor, dy: int, dx: int) -> Tensor:
         return enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size, -dy, -dx)[0]
+
+    def _highest(self, flat: Tensor) -> Tensor:
+        return flat.topk(max(1, round(self.recipe.scoring.top * flat.numel()))).values.mean()
 
     def _score(self, flat: Tensor, limit: float | None) -> Tensor:
         """`scoring.image_scores` of one look's map (S²,)."""
