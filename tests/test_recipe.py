@@ -168,6 +168,13 @@ def test_numbers_that_no_fit_could_follow_are_refused(name: str, key: str, text:
         named_recipe(name).change({key: text})
 
 
+def test_a_share_of_the_score_that_is_told_stays() -> None:
+    recipe = named_recipe("default")
+    assert recipe.change({"scoring.drawn": "0.4"}).scheduled(14).scoring.drawn == 0.4
+    assert recipe.change({"scoring.few": "0"}).scheduled(14).scoring.drawn == 0
+    assert recipe.change({"scoring.few": "7"}).scheduled(14).scoring.drawn == pytest.approx(1 / 3)
+
+
 def test_a_change_leaves_the_rest_alone() -> None:
     recipe = named_recipe("paper")
     changed = recipe.change({"training.epochs": "3", "scoring.score": "nll"})

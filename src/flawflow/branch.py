@@ -79,7 +79,7 @@ def look(
     """The maps (B, L, size, size), float32 on the CPU, of all looks: each branch through each of the recipe's views.
 
     A view is the image shifted, mirrored beyond its edge; its map is shifted back. Looks are ordered by branch. Those
-    of flows that draw come last, after the `Recipe.looks` that an image is scored by. The latents z (B, C, h, w) of
+    of flows that draw come last, after the `Recipe.looks` of those that score. The latents z (B, C, h, w) of
     each of these are added to ``latents``, where given, which is for one image alone.
 
     On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one

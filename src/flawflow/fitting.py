@@ -192,6 +192,8 @@ def _learn(
         if config is None:
             continue
         flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid, recipe.scoring.views)
+        # What draws is judged as it scores: from zero, see `Scorer.image_scores`.
+        scoring = recipe.scoring if config is recipe.flow else replace(recipe.scoring, level=0.0)
         standardise(flow, data.normal)
         flow.to(device)
         history = train(
@@ -199,7 +201,7 @@ def _learn(
             data,
             validation,
             recipe.training,
-            recipe.scoring,
+            scoring,
             seed=provenance["seed"],
             device=device,
             checkpoint=checkpoint and checkpoint_of(checkpoint, name),

@@ -33,12 +33,12 @@ class Learned:
 
 def branch_histories(provenance: Mapping[str, Any], recipe: Recipe) -> list[Learned]:
     """How each flow learned, as far as the provenance of a detector tells."""
-    found = []
+    found, also = [], bool(recipe.scoring.drawn)
     for role, label, shown in zip(recipe.roles, recipe.labels, recipe.shown, strict=True):
         scoring, drawing = HISTORIES[role]
         alone = shown and drawing not in provenance
         found.append(Learned(label, provenance.get(scoring, []), scores=True, draws=alone))
-        found.append(Learned(f"{label}, the map", provenance.get(drawing, []), scores=False, draws=True))
+        found.append(Learned(f"{label}, the map", provenance.get(drawing, []), scores=also, draws=True))
     return [one for one in found if one.epochs]
 
 

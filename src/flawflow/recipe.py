@@ -183,7 +183,7 @@ class Recipe:
 
     @property
     def looks(self) -> int:
-        """How many maps an image is scored by: one for each branch and view."""
+        """How many maps the flows that score give of an image: one for each branch and view."""
         return len(self.roles) * self.scoring.views
 
     @property
@@ -213,7 +213,7 @@ class Recipe:
         versions = self.versions or max(1, turns) * views
         every = training.evaluate_every or (math.ceil(epochs / 16) if choosing else 0)
         scoring = self.scoring
-        if scoring.few and self.drawing:
+        if scoring.few and self.drawing and not scoring.drawn:
             scoring = replace(scoring, drawn=scoring.few / (scoring.few + images))
         training = replace(training, epochs=epochs, evaluate_every=every)
         return replace(self, versions=versions, training=training, scoring=scoring)

@@ -146,7 +146,8 @@ class Scorer:
         if roi is None:
             return float(self.image_scores(whole, pitch=pitch)), self.shown(raw)
         sensitivity = self.sensitivity(roi, shape)
-        weighed = np.stack([weigh(one, sensitivity) for one in raw])
+        scoring = raw if self.recipe.scoring.drawn else raw[: self.recipe.looks]
+        weighed = np.stack([weigh(one, sensitivity) for one in scoring])
         score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
         return score, np.where(sensitivity > 0, weigh(self.shown(raw), sensitivity), np.float32(np.nan))
 

@@ -32,10 +32,10 @@ class ScoringConfig:
             each other. Map and score are the means of the views'. The versions of the training images take turns
             through the same views.
         drawn: share of the image score that the flow which draws has, where there is one: the mean of the same share of
-            the highest values of its map, from zero. It is the steadier one of few images (docs/experiments.md, "What
-            the flow that draws scores").
-        few: where above 0, ``drawn`` is ``few`` / (``few`` + images), with as many images, or tiles, as are learned: as
-            if that flow had as much to say as the other one has after so many.
+            the highest values of its map, from zero; 0 = as ``few`` tells. It is the steadier one of few images
+            (docs/experiments.md, "What the flow that draws scores").
+        few: then ``drawn`` is ``few`` / (``few`` + images), with as many images, mirror images and tiles as are
+            learned: as if that flow had as much to say as the other one has after so many; 0 = none.
     """
 
     score: str = "density"
@@ -60,7 +60,6 @@ class ScoringConfig:
                 f"scoring.shift is {self.shift}: expected a share of a cell, from 0 to below 0.5, where 0 is one view "
                 "and 0.25 two that interlace"
             )
-
         if not 0 <= self.drawn <= 1 or self.few < 0:
             raise OptionError(
                 f"scoring.drawn is {self.drawn} and few {self.few}: expected a share in [0, 1], and 0 or more images"
