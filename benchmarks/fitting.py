@@ -35,7 +35,7 @@ from flawflow.flow import Flow
 from flawflow.recipe import Recipe, named_recipe
 from flawflow.store import open_store
 from flawflow.training import Validation, train
-from flawflow.untrained import standardise
+from flawflow.untrained import Moments, standardise
 from flawflow.workers import at_once
 
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ class Parts:
 def trained(recipe: Recipe, backbone: Backbone, data: FeatureSet) -> dict[str, float]:
     """Seconds of a training by part; images of the first version validate, which is counted apart."""
     flow = Flow(backbone.channels, recipe.flow, 0, backbone.grid, recipe.scoring.views)
-    standardise(flow, data.normal)
+    standardise(flow, Moments.of(data.normal, recipe.flow, flow.views))
     parts, judge = (
         Parts(),
         Validation.from_synthetic(FeatureSet(data.normal[:1], data.synthetic[:1], data.coverage[:1])),

@@ -22,14 +22,14 @@ from flawflow.detector import Detector
 from flawflow.errors import DatasetError, ImageError, InputError, OptionError, OutputError
 from flawflow.features import ImageSource
 from flawflow.fitting import LEAST_IMAGES, resolve_synthesis, split
-from flawflow.flow import Flow, FlowConfig
+from flawflow.flow import Flow, FlowConfig, PlaceAffine
 from flawflow.histories import branch_histories
 from flawflow.images import read_image, resize_image
 from flawflow.recipe import Recipe, TrainingConfig, named_recipe
 from flawflow.scoring import ScoringConfig
 from flawflow.synthesis import NsaSettings, SynthesisSettings, nsa_settings
 from flawflow.types import Category, Sample
-from flawflow.untrained import moments, standardise
+from flawflow.untrained import Moments, mean_and_covariance, standardise
 
 RECIPE = Recipe(
     name="small",
@@ -320,9 +320,9 @@ def test_the_seed_draws_another_split(files: list[Sample]) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(count=st.integers(1, 5), channels=st.integers(1, 6), offset=st.floats(-200, 200), seed=st.integers(0, 99))
-def test_moments_are_numpys(count: int, channels: int, offset: float, seed: int) -> None:
+def test_mean_and_covariance_are_numpys(count: int, channels: int, offset: float, seed: int) -> None:
     maps = (np.random.default_rng(seed).normal(size=(count, channels, 3, 4)) + offset).astype(np.float16)
-    mean, covariance = moments([maps])
+    mean, covariance = mean_and_covariance([maps])
     flat = maps.astype(np.float64).transpose(1, 0, 2, 3).reshape(channels, -1)
     assert np.allclose(mean.numpy(), flat.mean(axis=1), atol=1e-4)
     assert np.allclose(covariance.numpy(), np.cov(flat, bias=True).reshape(channels, channels), atol=1e-3)
@@ -436,11 +436,34 @@ def test_the_fixed_layers_standardise_the_training_features() -> None:
     mixing, offsets = generator.normal(size=(6, 6)), 5 * generator.normal(size=(1, 6, 4, 5))
     maps = np.einsum("cd,ndhw->nchw", mixing, generator.normal(size=(400, 6, 4, 5))) + offsets
     flow = Flow(6, FlowConfig(blocks=1, hidden=4, heads=1, whiten=True, places=True), 0, (4, 5))
-    standardise(flow, [maps.astype(np.float16)])
+    standardise(flow, Moments.of([maps.astype(np.float16)], flow.config, 1))
     assert flow.whitening is not None and flow.places is not None
     z = flow.places(flow.whitening(torch.from_numpy(maps).float())[0])[0]
     assert z.mean(0).abs().max() < 0.1
     assert (z.var(0).mean((1, 2)) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_moments_found_once_fit_every_flow_on_them(whiten: bool) -> None:
+    """However a flow is blurred, its places are those that its own whitened features have."""
+    generator = np.random.default_rng(5)
+    offsets = 40 + 3 * generator.normal(size=(6, 4, 5))
+    maps = [(offsets + generator.normal(size=(50, 6, 4, 5)) * 10.0 ** np.arange(-3, 3)[:, None, None]) for _ in "ab"]
+    seen = [one.astype(np.float16) for one in maps]
+    plain = FlowConfig(blocks=1, hidden=4, heads=1, whiten=whiten, places=True)
+    known = Moments.of(seen, plain, 2)
+    for floor, blur in ((0.0, 0.0), (0.01, 0.0), (0.01, 0.2)) if whiten else ((0.0, 0.0),):
+        flow = Flow(6, replace(plain, floor=floor, blur=blur), 0, (4, 5), 2)
+        standardise(flow, known)
+        own = PlaceAffine(6, (4, 5), 2)
+        for view, one in enumerate(seen):
+            x, noise = torch.from_numpy(one.astype(np.float64)), 0.0
+            if flow.whitening is not None:
+                x, noise = flow.whitening.double()(x)[0], flow.whitening.noise[:, None, None]
+            own.fit(x.sum(0), x.square().sum(0), len(x), noise, view)
+        assert flow.places is not None
+        for found, expected in zip(flow.places.buffers(), own.buffers(), strict=True):
+            assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_each_views_maps_are_standardised_by_themselves() -> None:
@@ -451,7 +474,7 @@ def test_each_views_maps_are_standardised_by_themselves() -> None:
     for seen, views in ((maps, 2), (maps[:1], 2), (maps, 1)):
         config = FlowConfig(blocks=1, hidden=4, heads=1, whiten=True, places=True)
         flow = Flow(6, config, 0, (4, 5), views)
-        standardise(flow, seen)
+        standardise(flow, Moments.of(seen, config, views))
         assert flow.whitening is not None and flow.places is not None
         for number, one in enumerate(seen):
             x = flow.whitening(torch.from_numpy(one.astype(np.float32)))[0]
@@ -469,7 +492,7 @@ def test_a_channel_that_is_silent_on_good_images_does_not_decide() -> None:
     for floor in (0.0, 0.01):
         config = FlowConfig(blocks=1, hidden=4, heads=1, whiten=True, places=True, floor=floor)
         flow = Flow(6, config, 0, (4, 5))
-        standardise(flow, [maps])
+        standardise(flow, Moments.of([maps], config, 1))
         assert flow.whitening is not None and flow.places is not None
         sounding = torch.from_numpy(maps[:1].astype(np.float32))
         sounding[:, 2, 1, 1] = 0.01  # a hundredth of what the other channels vary by

@@ -36,12 +36,18 @@ def make_flow(config: FlowConfig, channels: int = 4, seed: int = 0, distance: fl
     lively(flow, seed, distance)
     if flow.whitening is not None:
         root = torch.randn(channels, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-        flow.whitening.fit(torch.arange(channels).double(), root @ root.T)
+        flow.whitening.fit(torch.arange(channels).double(), *axes_of(root @ root.T))
     if flow.places is not None:
         for view in range(2):
             seen = 1.0 + 2.0 * features(5, channels, 3, 3, seed=3 + view)
             flow.places.fit(seen.sum(0), seen.square().sum(0), 5, view=view)
     return flow
+
+
+def axes_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (C,) along the principal axes, and these as the rows of (C, C)."""
+    values, vectors = torch.linalg.eigh(covariance)
+    return values, vectors.T
 
 
 def features(*shape: int, seed: int = 1) -> Tensor:
@@ -203,7 +209,7 @@ def test_whitening_makes_the_covariance_the_identity(channels: int, spread: floa
     data = generator.normal(size=(500, channels)) * scales @ turn + 5
     x = torch.from_numpy(data)
     white = Whitening(channels).double()
-    white.fit(x.mean(0), torch.cov(x.T, correction=0))
+    white.fit(x.mean(0), *axes_of(torch.cov(x.T, correction=0)))
     y, log_det = white(x.T.view(1, channels, 20, 25))
     flat = y[0].flatten(1)
     assert torch.allclose(torch.cov(flat, correction=0), torch.eye(channels, dtype=torch.float64), atol=1e-3)
@@ -219,7 +225,7 @@ def test_blurred_features_are_standard_and_clean_ones_quieter() -> None:
     x = spread * (torch.randn(600, 10, 6, 6, generator=generator, dtype=torch.float64) + at_places)
     rows = x.transpose(0, 1).flatten(1)
     white, places = Whitening(10).double(), PlaceAffine(10, (6, 6)).double()
-    white.fit(rows.mean(dim=1), torch.cov(rows, correction=0), blur=0.1)
+    white.fit(rows.mean(dim=1), *axes_of(torch.cov(rows, correction=0)), blur=0.1)
     y = white(x)[0]
     places.fit(y.sum(dim=0), y.square().sum(dim=0), len(y), white.noise.double()[:, None, None])
     torch.manual_seed(4)
@@ -241,7 +247,7 @@ def test_no_direction_speaks_louder_than_the_floor_lets_it(channels: int, silent
     average = float(np.mean(scales**2))
     plain, floored = Whitening(channels).double(), Whitening(channels).double()
     for one, share in ((plain, 0.0), (floored, floor)):
-        one.fit(torch.zeros(channels, dtype=torch.float64), covariance, share)
+        one.fit(torch.zeros(channels, dtype=torch.float64), *axes_of(covariance), share)
     loudest = float(torch.linalg.matrix_norm(floored.matrix, 2))
     assert loudest <= (1 + 1e-9) / math.sqrt(floor * average)
     # With the noise of training every direction has a variance of one, and only those below the floor need any.
@@ -257,7 +263,7 @@ def test_blur_is_for_training_alone_and_anew_each_time() -> None:
     x = features(4, 8, 5, 5).float()
     rows = x.transpose(0, 1).flatten(1).double()
     assert flow.whitening is not None
-    flow.whitening.fit(rows.mean(dim=1), torch.cov(rows), 0.0, 0.2)
+    flow.whitening.fit(rows.mean(dim=1), *axes_of(torch.cov(rows)), 0.0, 0.2)
     assert torch.equal(flow.eval()(x)[0], flow(x)[0])
     flow.train()
     assert not torch.equal(flow(x)[0], flow(x)[0])
@@ -271,7 +277,7 @@ def test_whitening_survives_directions_without_variance() -> None:
     covariance = torch.from_numpy(np.cov(data.T.astype(np.float32)).astype(np.float32)).double()
     noise = torch.from_numpy(generator.normal(size=(8, 8))) * 1e-7 * covariance.abs().max()
     white = Whitening(8)
-    white.fit(torch.from_numpy(data.mean(0)), covariance + noise + noise.T)
+    white.fit(torch.from_numpy(data.mean(0)), *axes_of(covariance + noise + noise.T))
     assert all(bool(torch.isfinite(value).all()) for value in white.state_dict().values())
 
 

@@ -34,7 +34,7 @@ from flawflow.store import FeatureStore, open_store
 from flawflow.synthesis import SynthesisSettings, automatic_settings, nsa_settings
 from flawflow.training import Epoch, Validation, kept_epoch, train
 from flawflow.types import Category, Image, Mask, Sample
-from flawflow.untrained import remember, standardise
+from flawflow.untrained import Moments, remember, standardise
 from flawflow.watching import followed, noting
 
 Say = Callable[[str], None]
@@ -187,14 +187,16 @@ def _learn(
 ) -> tuple[Branch, list[list[Epoch]], tuple[float, ...]]:
     """The flows on the features of one backbone, their validated epochs, and its limit of levels, if it has one."""
     shown = dict(zip(recipe.roles, recipe.shown, strict=True))[role]
+    views = recipe.scoring.views
+    known = Moments.of(data.normal, recipe.flow, views)
     flows, histories = [], []
     for name, config in zip(HISTORIES[role], (recipe.flow, recipe.drawing if shown else None), strict=True):
         if config is None:
             continue
-        flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid, recipe.scoring.views)
+        flow = Flow(backbone.channels, config, provenance["seed"], backbone.grid, views)
         # What draws is judged as it scores: from zero, see `Scorer.image_scores`.
         scoring = recipe.scoring if config is recipe.flow else replace(recipe.scoring, level=0.0)
-        standardise(flow, data.normal)
+        standardise(flow, known)
         flow.to(device)
         history = train(
             flow,

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,28 +16,63 @@ from flawflow.scoring import location_scores, smooth
 FEWEST = 8  # images by which one of them can be judged
 
 
-@torch.no_grad()
-def standardise(flow: Flow, maps: Sequence[NDArray[np.float16]]) -> None:
-    """Fit the layers of the flow that are not trained, on the CPU: whitening, then each place's own moments.
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What is known of features before training, float64; found once for all flows on them, however blurred.
 
-    ``maps`` are of versions that take turns through the flow's views.
+    Attributes:
+        mean: (C,), over all versions, images and locations.
+        variances: (C,), along the axes.
+        axes: (C, C), the covariance's eigenvectors, a row each; without whitening those of the channels.
+        places: of each view the sums over images of the coordinates along the axes, and of their squares, (C, h, w)
+            each, and how many images these are; none where no flow needs them.
     """
+
+    mean: torch.Tensor
+    variances: torch.Tensor
+    axes: torch.Tensor
+    places: tuple[tuple[torch.Tensor, torch.Tensor, int], ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, maps: Sequence[NDArray[np.float16]], config: FlowConfig, views: int) -> Self:
+        """Of feature maps (N, C, h, w) of versions that take turns through the views, on the CPU; two passes at most.
+
+        Of ``config`` it matters whether features are whitened, and whether places differ.
+        """
+        channels = maps[0].shape[1]
+        mean, variances = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)
+        axes = torch.eye(channels, dtype=torch.float64)
+        if config.whiten:
+            mean, covariance = mean_and_covariance(maps)
+            variances, vectors = torch.linalg.eigh(covariance)
+            axes = vectors.T
+        turn, moved = axes.float(), (axes * mean).sum(dim=1, keepdim=True).float()
+        places = []
+        for view in range(views if config.places else 0):
+            seen = maps[view::views] or maps
+            total = torch.zeros(maps[0].shape[1:], dtype=torch.float64)
+            squares = torch.zeros_like(total)
+            for row in chain(*seen):
+                x = torch.from_numpy(row.astype(np.float32)).flatten(1)
+                x = (torch.addmm(moved, turn, x, beta=-1) if config.whiten else x).view(row.shape).double()
+                total += x
+                squares += x.square()
+            # Versions of one image are no further images: they say nothing of how images differ.
+            places.append((total / len(seen), squares / len(seen), len(seen[0])))
+        return cls(mean, variances, axes, tuple(places))
+
+
+def standardise(flow: Flow, known: Moments) -> None:
+    """Fit the layers of the flow that are not trained: whitening, then each place's own moments."""
+    scale, noise = torch.ones_like(known.mean), torch.zeros_like(known.mean)
     if flow.whitening is not None:
-        flow.whitening.fit(*moments(maps), flow.config.floor, flow.config.blur)
-    if flow.places is None:
-        return
-    noise = 0.0 if flow.whitening is None else flow.whitening.noise.double()[:, None, None]
-    for view in range(flow.views):
-        seen = maps[view :: flow.views] or maps
-        total = torch.zeros(flow.places.mean.shape[1:], dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for row in chain(*seen):
-            x = torch.from_numpy(row.astype(np.float32))[None]
-            x = (x if flow.whitening is None else flow.whitening(x)[0])[0].double()
-            total += x
-            squares += x.square()
-        # Versions of one image are no further images: they say nothing of how images differ.
-        flow.places.fit(total / len(seen), squares / len(seen), len(seen[0]), noise, view)
+        scale = flow.whitening.fit(known.mean, known.variances, known.axes, flow.config.floor, flow.config.blur)
+        noise = flow.whitening.noise.double()
+    if flow.places is not None:
+        by = scale[:, None, None]
+        for view, (total, squares, count) in enumerate(known.places):
+            flow.places.fit(by * total, by.square() * squares, count, noise[:, None, None], view)
 
 
 def gaussian(features: Sequence[NDArray[np.float16]], config: FlowConfig, seed: int, device: torch.device) -> Flow:
@@ -48,7 +84,7 @@ def gaussian(features: Sequence[NDArray[np.float16]], config: FlowConfig, seed: 
     bare = replace(config, whiten=True, memory=0.0, blocks=1, subnet="pointwise")
     flow = Flow(channels, bare, seed, (height, width), len(features))
     flow.blocks = torch.nn.ModuleList()
-    standardise(flow, features)
+    standardise(flow, Moments.of(features, bare, len(features)))
     return flow.to(device).eval()
 
 
@@ -96,7 +132,7 @@ def remember(flow: Flow, maps: Sequence[NDArray[np.float16]], owners: NDArray[np
     flow.memory.fit(torch.cat(latents), torch.cat(places), torch.cat(known), threshold)
 
 
-def moments(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_and_covariance(maps: Sequence[NDArray[np.float16]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (C,) and covariance (C, C) over all versions, images and locations, float64."""
     channels = maps[0].shape[1]
     count, total = 0, torch.zeros(channels, dtype=torch.float64)

@@ -87,21 +87,25 @@ class Whitening(nn.Module):
         self.register_buffer("log_det", torch.zeros(()))
 
     @torch.no_grad()
-    def fit(self, mean: Tensor, covariance: Tensor, floor: float = 0.0, blur: float = 0.0) -> None:
-        """Set μ and A from float64 mean (C,) and covariance (C, C).
+    def fit(self, mean: Tensor, variances: Tensor, axes: Tensor, floor: float = 0.0, blur: float = 0.0) -> Tensor:
+        """Set μ and A from float64 mean (C,), and the covariance's eigenvalues (C,) and eigenvectors, rows of (C, C).
 
         ``blur`` adds the variance of noise, alike in all directions, ``floor`` that of as much noise as a direction
         needs to reach it; both are shares of the mean variance of the features.
+
+        Returns:
+            What the coordinate along each axis is multiplied by, (C,): A = scale · axes.
         """
-        average = covariance.diagonal().mean()
-        found, vectors = torch.linalg.eigh(covariance)
+        average = variances.mean()
         # Sums in float32 leave a direction without variance with one of either sign, 1e-7 of the largest.
-        found = found.clamp_min(max(1e-7 * float(found.abs().max()), 1e-9))
+        found = variances.clamp_min(max(1e-7 * float(variances.abs().max()), 1e-9))
         values = torch.maximum(found + blur * average, floor * average)
+        scale = values.rsqrt()
         self.mean.copy_(mean)
-        self.matrix.copy_((vectors / values.sqrt()).T)
+        self.matrix.copy_(scale[:, None] * axes)
         self.log_det.copy_(-0.5 * values.log().sum())
         self.noise.copy_(((values - found) / values).sqrt())
+        return scale
 
     def blurred(self, y: Tensor) -> Tensor:
         """y (B, C, h, w) with the noise that x was to be blurred by, drawn anew each time."""
