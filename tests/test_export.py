@@ -218,12 +218,13 @@ SMALLER = replace(EMBEDDED, smaller=0.7)
 DRAWING = replace(
     SMALLER, flow=replace(EMBEDDED.flow, whiten=True), blur=0.1, scoring=replace(EMBEDDED.scoring, drawn=0.4)
 )
+TWICE = replace(DRAWING, second_look="left-right")
 
 
 @pytest.mark.parametrize(
     "recipe",
-    [PAPER, EMBEDDED, DEIT, RESNET, PAIR, SMALLER, DRAWING],
-    ids=["paper", "embedded", "deit", "resnet", "pair", "smaller copy", "drawing"],
+    [PAPER, EMBEDDED, DEIT, RESNET, PAIR, SMALLER, DRAWING, TWICE],
+    ids=["paper", "embedded", "deit", "resnet", "pair", "smaller copy", "drawing", "second look"],
 )
 def test_every_backbone_and_the_papers_flow(recipe: Recipe, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     name, weights = recipe.backbone.name, None

@@ -12,6 +12,7 @@ from flawflow.backbones import Backbone, BackboneSpec, build_backbone
 from flawflow.datasets import open_folder
 from flawflow.datasets.generated import write_product_line
 from flawflow.detector import Detector
+from flawflow.errors import OptionError
 from flawflow.features import FeatureJob, ImageSource
 from flawflow.images import MIRRORS, mirrored, read_image, write_image
 from flawflow.levels import highest_level, level_limits
@@ -21,6 +22,7 @@ from flawflow.recipe import RECIPES, Recipe, named_recipe
 from flawflow.store import FeatureStore, open_store
 from flawflow.tiling import TilingConfig
 from flawflow.untrained import gaussian
+from test_detector import make_detector, pictures
 
 CPU = torch.device("cpu")
 FILTERS = BackboneSpec(name="filters", taps=(0, 1, 2), stride=8)
@@ -130,6 +132,36 @@ def test_the_store_tells_features_with_mirror_images_from_those_without(
     assert np.array_equal(more[::2], alone)
 
 
+@pytest.mark.parametrize("pose", MIRRORS)
+@pytest.mark.parametrize("tile", [0, 32])
+def test_a_second_look_is_the_mean_with_the_mirror_image(pose: str, tile: int) -> None:
+    recipe = replace(RECIPE, smaller=0.7, scoring=replace(RECIPE.scoring, drawn=0.3, level=0.5))
+    plain = make_detector(replace(recipe, second_look="none", tiling=TilingConfig(tile, 0)))
+    both = make_detector(replace(plain.recipe, second_look=pose))
+    image = pictures(1, 96, 3)[0]
+    [(score, found)], [(one, first)] = both.scorer([image]), plain.scorer([image])
+    [(other, second)] = plain.scorer([mirrored(image, pose)])
+    if not tile:
+        assert score == pytest.approx((one + other) / 2, rel=1e-5)
+    assert np.allclose(found, (first + mirrored(second, pose)) / 2, rtol=1e-4, atol=1e-3)
+    assert not np.allclose(found, first, rtol=1e-2)
+    [(again, turned)] = both.scorer([mirrored(image, pose)])
+    assert again == pytest.approx(score, rel=1e-5)
+    assert np.allclose(mirrored(turned, pose), found, rtol=1e-4, atol=1e-3)
+    assert both.recipe.looks == 2 * plain.recipe.looks
+
+
+def test_the_second_look_is_through_a_mirror_image_that_is_learned() -> None:
+    for mirrors, pose in (((), "none"), (("left-right",), "left-right"), (tuple(MIRRORS), "half-turn")):
+        for told, expected in (("learned", pose), ("none", "none"), ("up-down", "up-down")):
+            recipe = replace(RECIPE, second_look=told).scheduled(14, mirrors=mirrors)
+            assert recipe.second_look == expected == recipe.poses[-1]
+            assert recipe.scheduled(14) == recipe  # what is settled stays
+    assert {name for name in RECIPES if named_recipe(name).second_look == "none"} == {"fast", "paper"}
+    with pytest.raises(OptionError, match="second_look is 'upside-down': expected one of none, learned, left-right"):
+        RECIPE.change({"second_look": "upside-down"})
+
+
 def quick(recipe: Recipe, line: Path, product: str) -> tuple[Detector, list[str]]:
     said: list[str] = []
     recipe = recipe.change({"training.steps": "4"})
@@ -144,8 +176,13 @@ def test_a_fit_learns_them_and_says_so(line: Path, tmp_path: Path) -> None:
     assert detector.recipe.versions == RECIPE.change({"training.steps": "4"}).scheduled(4 * 14).versions
     write_fit_page(tmp_path / "fit.html", detector, (), Path("x.flaw"))
     page = (tmp_path / "fit.html").read_text()
-    assert "its mirror images, left-right, up-down, half-turn" in page
+    assert "its mirror images, left-right, up-down, half-turn" in page and "each image mirrored, half-turn" in page
+    assert detector.recipe.second_look == "half-turn"
     without, told = quick(replace(RECIPE, mirrors=0), line, "stone")
-    assert without.provenance["mirrors"] == [] and not any("mirror" in one for one in told)
+    assert (
+        without.provenance["mirrors"] == []
+        and without.recipe.second_look == "none"
+        and not any("mirror" in one for one in told)
+    )
     flange, _ = quick(RECIPE, line, "flange")
     assert flange.provenance["mirrors"] == []

@@ -50,7 +50,9 @@ def test_few_images_are_passed_over_more_often_and_get_more_twins(images: int, n
     found = recipe.scheduled(images)
     training, views = found.training, recipe.scoring.views
     assert found.scheduled(images) == found  # what is settled stays
-    assert replace(found, versions=recipe.versions, training=recipe.training, scoring=recipe.scoring) == recipe
+    assert found.second_look == "none"  # no mirror image is learned
+    as_told = {name: getattr(recipe, name) for name in ("versions", "training", "scoring", "second_look")}
+    assert replace(found, **as_told) == recipe
     few = recipe.scoring.few if recipe.drawing else 0
     assert found.scoring == replace(recipe.scoring, drawn=few / (few + images))
     assert bool(few) == (name in ("default", "deit", "pair"))

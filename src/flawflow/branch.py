@@ -1,14 +1,14 @@
 """A frozen network with the flows on its feature maps, and what several of them together see in images."""
 
 from collections.abc import Hashable, Sequence
-from itertools import chain
+from itertools import chain, product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from flawflow.backbones import Backbone
-from flawflow.features import shifted
+from flawflow.features import posed, shifted
 from flawflow.flow import Flow
 from flawflow.recipe import Recipe
 from flawflow.replay import Replayed
@@ -78,7 +78,8 @@ def look(
 ) -> Tensor:
     """The maps (B, L, size, size), float32 on the CPU, of all looks: each branch through each of the recipe's views.
 
-    A view is the image shifted, mirrored beyond its edge; its map is shifted back. Looks are ordered by branch. Those
+    A view is the image shifted, mirrored beyond its edge; its map is shifted back. In each of the recipe's poses it is
+    mirrored before, and its map after. Looks are ordered by branch, then by pose. Those
     of flows that draw come last, after the `Recipe.looks` of those that score. The latents z (B, C, h, w) of
     each of these are added to ``latents``, where given, which is for one image alone.
 
@@ -91,20 +92,21 @@ def look(
     batch = torch.from_numpy(np.stack(images)).to(device)
     looks: tuple[list[Tensor], list[Tensor]] = [], []
     for branch in branches:
-        shifts = branch.backbone.views(recipe.scoring.shift)
+        ways = list(product(recipe.poses, enumerate(branch.backbone.views(recipe.scoring.shift))))
         seen = []
-        for view, (dy, dx) in enumerate(shifts):
-            seen.append([(z.clone(), log_det.clone()) for z, log_det in branch(shifted(batch, dy, dx), view)])
+        for pose, (view, by) in ways:
+            found = branch(shifted(posed(batch, pose), *by), view)
+            seen.append([(z.clone(), log_det.clone()) for z, log_det in found])
         if latents is not None:
-            latents += [found[0][0].float().cpu() for found in seen]
+            latents += [one[0][0].float().cpu() for one in seen]
         for flow, of_views, kept in zip(branch.flows, zip(*seen, strict=True), looks, strict=False):
             z, log_det = (torch.cat(each) for each in zip(*of_views, strict=True))
             maps = location_scores(z, log_det, recipe.scoring.score)
             if flow.memory is not None:
-                maps = flow.memory(z, log_det, maps)  # of all views: what is remembered is read once
+                maps = flow.memory(z, log_det, maps)  # of all ways: what is remembered is read once
             maps = smooth(maps, recipe.scoring.sigma).float()
             kept += [
-                enlarge(one, recipe.size, -dy, -dx)
-                for one, (dy, dx) in zip(maps.chunk(len(shifts)), shifts, strict=True)
+                posed(enlarge(one, recipe.size, -dy, -dx), pose)
+                for one, (pose, (_, (dy, dx))) in zip(maps.chunk(len(ways)), ways, strict=True)
             ]
     return torch.stack([*looks[0], *looks[1]], dim=1).cpu()

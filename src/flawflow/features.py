@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flawflow.ahead import ahead
 from flawflow.backbones import Backbone
 from flawflow.files import digest, size_text
-from flawflow.images import mirrored, read_image, resize_image
+from flawflow.images import MIRRORS, mirrored, read_image, resize_image
 from flawflow.store import ArraySpec, FeatureStore, Layout, Shard, make_key
 from flawflow.synthesis import SynthesisSettings, draw_synthetic
 from flawflow.types import Image, Mask
@@ -50,6 +50,12 @@ def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
             mirrored = images.narrow(dim, length - 1 - lost if by > 0 else 1, lost).flip(dim)
             images = torch.cat([kept, mirrored] if by > 0 else [mirrored, kept], dim)
     return images
+
+
+def posed(images: Tensor, pose: str) -> Tensor:
+    """Images or maps (B, H, W, …) as one of `images.MIRRORS` shows them; ``none`` = as they are. Its own inverse."""
+    axes = [axis + 1 for axis, part in enumerate(MIRRORS.get(pose, ())) if part.step]
+    return images.flip(axes) if axes else images
 
 
 class ImageSource:

@@ -117,7 +117,7 @@ def fit(
         backbone.pack()  # one that cannot be bundled is refused before the long work
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     sources[0] = _mirrored(sources[0], recipe, backbones[0], seed, target, say)
-    recipe = recipe.scheduled(len(sources[0]), select_on_test)
+    recipe = recipe.scheduled(len(sources[0]), select_on_test, sources[0].mirrors)
     provenance = made_with(category, target) | made_of(category, sources, select_on_test)
     provenance |= {
         "learned_from": len(learn),

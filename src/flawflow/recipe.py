@@ -1,7 +1,7 @@
 """Every choice of a fit, as frozen dataclasses; each named recipe is a short function of literal numbers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -10,11 +10,13 @@ from flawflow.backbones import COMPACT, EMBEDDED, BackboneSpec
 from flawflow.configs import change_settings, read_settings
 from flawflow.errors import OptionError
 from flawflow.flow import FlowConfig
+from flawflow.images import MIRRORS
 from flawflow.objective import PAPER_BOUND_PER_DIMENSION
 from flawflow.scoring import ScoringConfig
 from flawflow.synthesis import SynthesisSettings
 from flawflow.tiling import TilingConfig
 
+LEARNED, NONE = "learned", "none"
 Objective = Literal["unsupervised", "self_supervised", "local_margin"]
 
 
@@ -99,6 +101,9 @@ class Recipe:
         twins: how many synthetic images there are in all, about, where ``versions`` does not tell; few images get more
             each, so that a flow which sees them often does not learn the very defects.
         mirrors: with fewer images than this, mirror images that are as likely as they are, are learned too; 0 = never.
+        second_look: one of `images.MIRRORS`: an inspection looks through that mirror image of an image too, which takes
+            twice as long, and map and score are the means of both; ``learned`` = through one that is learned too, if
+            any is, the half turn before the others; ``none`` = as it is alone.
         holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
         tiling: whether images are cut into tiles instead of being resized whole.
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one scores
@@ -123,6 +128,7 @@ class Recipe:
     versions: int = 1
     twins: int = 0
     mirrors: int = 0
+    second_look: str = NONE
     holdout: float = 0.1
     tiling: TilingConfig = field(default_factory=TilingConfig)
     blur: float = 0.0
@@ -140,6 +146,9 @@ class Recipe:
             )
         if not 0 < self.holdout < 1 or self.mirrors < 0:
             raise OptionError(f"holdout is {self.holdout}, mirrors {self.mirrors}: expected 0 to 1, and 0 or more")
+        if self.second_look not in (NONE, LEARNED, *MIRRORS):
+            known = ", ".join((NONE, LEARNED, *MIRRORS))
+            raise OptionError(f"second_look is '{self.second_look}': expected one of {known}")
         replace(self.flow, blur=self.blur, trust=self.trust)  # refuses what no flow could learn with
         if not 0 <= self.smaller < 1:
             raise OptionError(f"smaller is {self.smaller}: expected a share above 0 and below 1, or 0 for no copy")
@@ -182,9 +191,14 @@ class Recipe:
         return known if self.blur and known != self.flow else None
 
     @property
+    def poses(self) -> tuple[str, ...]:
+        """How an image is shown to the networks: as it is, ``none``, and mirrored where there is a second look."""
+        return (NONE,) if self.second_look in (NONE, LEARNED) else (NONE, self.second_look)
+
+    @property
     def looks(self) -> int:
-        """How many maps the flows that score give of an image: one for each branch and view."""
-        return len(self.roles) * self.scoring.views
+        """How many maps the flows that score give of an image: one for each branch, pose and view."""
+        return len(self.roles) * len(self.poses) * self.scoring.views
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -203,9 +217,10 @@ class Recipe:
         """The frozen networks by name, for people."""
         return " and ".join(self.labels)
 
-    def scheduled(self, images: int, choosing: bool = False) -> "Recipe":
-        """The recipe with what depends on how many images are learned in numbers: epochs, versions, and what part the
-        flow that draws has in the score. ``choosing`` among epochs needs some sixteen of them."""
+    def scheduled(self, images: int, choosing: bool = False, mirrors: Sequence[str] = ()) -> "Recipe":
+        """The recipe with what depends on the images that are learned, so many with their ``mirrors``, told outright:
+        epochs, versions, what part the flow that draws has in the score, and the second look. ``choosing`` among epochs
+        needs some sixteen of them."""
         training, views = self.training, self.scoring.views
         passes = max(4, training.steps / math.ceil(images / training.batch))
         epochs = training.epochs or math.ceil(passes / views) * views
@@ -216,7 +231,10 @@ class Recipe:
         if scoring.few and self.drawing and not scoring.drawn:
             scoring = replace(scoring, drawn=scoring.few / (scoring.few + images))
         training = replace(training, epochs=epochs, evaluate_every=every)
-        return replace(self, versions=versions, training=training, scoring=scoring)
+        second = self.second_look
+        if second == LEARNED:
+            second = next((how for how in reversed(MIRRORS) if how in mirrors), NONE)
+        return replace(self, versions=versions, training=training, scoring=scoring, second_look=second)
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:
         """The file of that backbone's weights, where one was brought for the recipe's network."""
@@ -300,6 +318,7 @@ def default() -> Recipe:
         versions=0,
         twins=448,
         mirrors=32,
+        second_look=LEARNED,
         blur=0.1,
         smaller=0.7,
     )
@@ -318,10 +337,12 @@ def pair() -> Recipe:
 
 
 def fast() -> Recipe:
-    """The recipe `default` for the edge: 256 pixels in one view, one flow, and the network without its attention."""
+    """The recipe `default` for the edge: 256 pixels in one view, one look, one flow, and the network without its
+    attention."""
     scoring = replace(default().scoring, shift=0)
     network = BackboneSpec(name=COMPACT, taps=(2,))
-    return replace(default(), name="fast", size=256, backbone=network, blur=0.0, smaller=0.0, scoring=scoring)
+    one_look = replace(default(), second_look=NONE, scoring=scoring)
+    return replace(one_look, name="fast", size=256, backbone=network, blur=0.0, smaller=0.0)
 
 
 def filters() -> Recipe:

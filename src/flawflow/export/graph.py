@@ -4,7 +4,7 @@ The same modules as the detector's, but for two that search: the memory compares
 the detector would have asked, and the image score sorts once.
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from flawflow.branch import Branch
 from flawflow.detector import Detector
-from flawflow.features import shifted
+from flawflow.features import posed, shifted
 from flawflow.flow import Flow, Memory
 from flawflow.flow.memory import FAR
 from flawflow.scoring import enlarge, location_scores, smooth
@@ -101,16 +101,19 @@ class DetectorGraph(nn.Module):
         self.recipe = detector.recipe
         limits = detector.calibration.level_limits
         self.shown = self.recipe.shown
-        self.views = [branch.backbone.views(self.recipe.scoring.shift) for branch in detector.branches]
+        shift = self.recipe.scoring.shift
+        self.ways = [
+            list(product(self.recipe.poses, enumerate(branch.backbone.views(shift)))) for branch in detector.branches
+        ]
         self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
         self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scoring, maps, scores, drawn = self.recipe.scoring, [], [], []
-        for branch, limit, shown, views in zip(self.branches, self.limits, self.shown, self.views, strict=True):
-            for view, (dy, dx) in enumerate(views):
-                seen = branch(shifted(pixels, dy, dx), scoring.score, view)
-                large = [self._enlarged(one, dy, dx) for one in seen]
+        for branch, limit, shown, ways in zip(self.branches, self.limits, self.shown, self.ways, strict=True):
+            for pose, (view, (dy, dx)) in ways:
+                seen = branch(shifted(posed(pixels, pose), dy, dx), scoring.score, view)
+                large = [posed(self._enlarged(one, dy, dx), pose)[0] for one in seen]
                 maps += large[-1:] * shown  # a flow that draws comes after the one that scores
                 scores.append(self._score(large[0].flatten(), limit))
                 drawn += [self._highest(one.flatten()) for one in large[1:]]
@@ -120,7 +123,7 @@ class DetectorGraph(nn.Module):
         return torch.stack(maps).mean(dim=0), score
 
     def _enlarged(self, seen: Tensor, dy: int, dx: int) -> Tensor:
-        return enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size, -dy, -dx)[0]
+        return enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size, -dy, -dx)
 
     def _highest(self, flat: Tensor) -> Tensor:
         return flat.topk(max(1, round(self.recipe.scoring.top * flat.numel()))).values.mean()

@@ -119,10 +119,11 @@ def settings_section(detector: Detector) -> Section:
     recipe = detector.recipe
     values = _flat(recipe.to_dict())
     known = detector.provenance
-    images = known.get("tiles") or known.get("learned_from", 1) * (1 + len(known.get("mirrors", ())))
+    mirrors = known.get("mirrors", ())
+    images = known.get("tiles") or known.get("learned_from", 1) * (1 + len(mirrors))
     base = {}
     if recipe.name in RECIPES:
-        base = _flat(named_recipe(recipe.name).scheduled(images, selected_on_test(detector)).to_dict())
+        base = _flat(named_recipe(recipe.name).scheduled(images, selected_on_test(detector), mirrors).to_dict())
     changed = {k: v for k, v in values.items() if (k not in base or base[k] != v) and k not in _UNTOLD}
     found = {k: v for k, v in changed.items() if k.startswith("synthesis.nsa.") or k.endswith(".background")}
     usual = {key: base.get(key, base.get(f"{key}.name")) for key in changed}

@@ -77,6 +77,7 @@ def _learned(detector: Detector) -> Section:
     mirrors = known.get("mirrors", ())
     pairs = [
         *([("learned with each", f"its mirror images, {', '.join(mirrors)}")] if mirrors else []),
+        *[("inspected too", f"each image mirrored, {pose}") for pose in recipe.poses[1:]],
         ("product", f"{known.get('category')} ({known.get('layout')} layout)"),
         ("recipe, seed", f"{recipe.name}, {known.get('seed')}"),
         ("backbone, input", f"{recipe.networks}; {recipe.size} × {recipe.size} pixels"),
