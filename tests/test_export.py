@@ -218,7 +218,7 @@ SMALLER = replace(EMBEDDED, smaller=0.7)
 DRAWING = replace(
     SMALLER, flow=replace(EMBEDDED.flow, whiten=True), blur=0.1, scoring=replace(EMBEDDED.scoring, drawn=0.4)
 )
-TWICE = replace(DRAWING, second_look="left-right")
+TWICE = replace(DRAWING, second_look="half-turn")
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,11 @@ class Branch:
         """The flow that scores, and where there is one the flow that draws."""
         return (self.flow,) if self.drawing is None else (self.flow, self.drawing)
 
+    def ways(self, recipe: Recipe) -> list[tuple[str, int, tuple[int, int]]]:
+        """How it is shown an image, in the order of its looks: pose, number of the view, and the view's shift."""
+        views = enumerate(self.backbone.views(recipe.scoring.shift))
+        return [(pose, view, by) for pose, (view, by) in product(recipe.poses, views)]
+
     def __call__(self, images: Tensor, view: int = 0) -> list[tuple[Tensor, Tensor]]:
         """Images uint8 (B, S, S, 3) in a view → z (B, C, h, w) and log|det J| (B, h, w) of each of the `flows`.
 
@@ -76,12 +81,12 @@ def look(
     device: torch.device,
     latents: list[Tensor] | None = None,
 ) -> Tensor:
-    """The maps (B, L, size, size), float32 on the CPU, of all looks: each branch through each of the recipe's views.
+    """The maps (B, L, size, size), float32 on the CPU, of all looks: each branch in all its `ways`.
 
-    A view is the image shifted, mirrored beyond its edge; its map is shifted back. In each of the recipe's poses it is
-    mirrored before, and its map after. Looks are ordered by branch, then by pose. Those
-    of flows that draw come last, after the `Recipe.looks` of those that score. The latents z (B, C, h, w) of
-    each of these are added to ``latents``, where given, which is for one image alone.
+    A view is the image shifted, mirrored beyond its edge; its map is shifted back. In another pose the image is
+    mirrored before, and the map after. Looks are ordered by branch, then by pose, then by view. Those of flows that
+    draw come last, after the `Recipe.looks` of those that score. The latents z (B, C, h, w) of each of these are added
+    to ``latents``, where given, which is for one image alone.
 
     On the CPU each image by itself, as many at once as PyTorch has threads: that is faster than the threads of one
     product are, and products of another shape round differently, where what an image scores must not depend on those
@@ -92,9 +97,8 @@ def look(
     batch = torch.from_numpy(np.stack(images)).to(device)
     looks: tuple[list[Tensor], list[Tensor]] = [], []
     for branch in branches:
-        ways = list(product(recipe.poses, enumerate(branch.backbone.views(recipe.scoring.shift))))
-        seen = []
-        for pose, (view, by) in ways:
+        ways, seen = branch.ways(recipe), []
+        for pose, view, by in ways:
             found = branch(shifted(posed(batch, pose), *by), view)
             seen.append([(z.clone(), log_det.clone()) for z, log_det in found])
         if latents is not None:
@@ -107,6 +111,6 @@ def look(
             maps = smooth(maps, recipe.scoring.sigma).float()
             kept += [
                 posed(enlarge(one, recipe.size, -dy, -dx), pose)
-                for one, (pose, (_, (dy, dx))) in zip(maps.chunk(len(ways)), ways, strict=True)
+                for one, (pose, _, (dy, dx)) in zip(maps.chunk(len(ways)), ways, strict=True)
             ]
     return torch.stack([*looks[0], *looks[1]], dim=1).cpu()

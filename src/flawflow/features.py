@@ -54,8 +54,7 @@ def shifted(images: Tensor, dy: int, dx: int) -> Tensor:
 
 def posed(images: Tensor, pose: str) -> Tensor:
     """Images or maps (B, H, W, …) as one of `images.MIRRORS` shows them; ``none`` = as they are. Its own inverse."""
-    axes = [axis + 1 for axis, part in enumerate(MIRRORS.get(pose, ())) if part.step]
-    return images.flip(axes) if axes else images
+    return images if pose == "none" else images.flip([axis + 1 for axis in MIRRORS[pose]])
 
 
 class ImageSource:

@@ -118,6 +118,8 @@ def fit(
     recipe = replace(recipe, synthesis=resolve_synthesis(recipe, category, sources[0]), automatic_synthesis=False)
     sources[0] = _mirrored(sources[0], recipe, backbones[0], seed, target, say)
     recipe = recipe.scheduled(len(sources[0]), select_on_test, sources[0].mirrors)
+    for pose in recipe.poses[1:]:
+        _tell(f"an inspection looks at each image mirrored too ({pose}), which takes twice as long", say)
     provenance = made_with(category, target) | made_of(category, sources, select_on_test)
     provenance |= {
         "learned_from": len(learn),

@@ -22,8 +22,8 @@ from flawflow.files import atomic_write
 from flawflow.types import Image, ImageKind, Mask
 
 _ORIENTATION = 274  # EXIF
-_BACK = slice(None, None, -1)
-MIRRORS = {"left-right": (slice(None), _BACK), "up-down": (_BACK, slice(None)), "half-turn": (_BACK, _BACK)}
+# Which axes of (H, W, …) each kind of mirror image turns round.
+MIRRORS = {"left-right": (1,), "up-down": (0,), "half-turn": (0, 1)}
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # What decoders raise on damaged files, found by damaging files of every format.
 _BROKEN = (
@@ -163,7 +163,7 @@ def resize_mask(mask: Mask, size: int) -> Mask:
 
 def mirrored(image: Image, how: str) -> Image:
     """The image (H, W, 3) as one of `MIRRORS` shows it."""
-    return np.ascontiguousarray(image[MIRRORS[how]])
+    return np.ascontiguousarray(np.flip(image, MIRRORS[how]))
 
 
 def write_image(path: Path, image: Image) -> None:

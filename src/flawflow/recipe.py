@@ -103,7 +103,7 @@ class Recipe:
         mirrors: with fewer images than this, mirror images that are as likely as they are, are learned too; 0 = never.
         second_look: one of `images.MIRRORS`: an inspection looks through that mirror image of an image too, which takes
             twice as long, and map and score are the means of both; ``learned`` = through one that is learned too, if
-            any is, the half turn before the others; ``none`` = as it is alone.
+            any is, the half turn before the others; ``none`` = as it is alone. One that is not learned looks odd.
         holdout: share of the good images kept out of training, to calibrate on, and to choose the epoch if need be.
         tiling: whether images are cut into tiles instead of being resized whole.
         blur: the ``flow.blur`` of a second flow on the same features, which draws the map, while the first one scores
@@ -218,9 +218,9 @@ class Recipe:
         return " and ".join(self.labels)
 
     def scheduled(self, images: int, choosing: bool = False, mirrors: Sequence[str] = ()) -> "Recipe":
-        """The recipe with what depends on the images that are learned, so many with their ``mirrors``, told outright:
-        epochs, versions, what part the flow that draws has in the score, and the second look. ``choosing`` among epochs
-        needs some sixteen of them."""
+        """The recipe with what depends on the images that are learned, how many they are with their mirror images and
+        which ``mirrors`` these are, told outright: epochs, versions, what part the flow that draws has in the score,
+        and the second look. ``choosing`` among epochs needs some sixteen of them."""
         training, views = self.training, self.scoring.views
         passes = max(4, training.steps / math.ceil(images / training.batch))
         epochs = training.epochs or math.ceil(passes / views) * views
@@ -233,7 +233,7 @@ class Recipe:
         training = replace(training, epochs=epochs, evaluate_every=every)
         second = self.second_look
         if second == LEARNED:
-            second = next((how for how in reversed(MIRRORS) if how in mirrors), NONE)
+            second = max(mirrors, key=lambda how: len(MIRRORS[how]), default=NONE)
         return replace(self, versions=versions, training=training, scoring=scoring, second_look=second)
 
     def weights_of(self, spec: BackboneSpec, brought: Path | None) -> Path | None:

@@ -21,7 +21,7 @@ from flawflow.evaluation import evaluate, numbers
 from flawflow.files import atomic_write, digest, writable_folder, write_json
 from flawflow.fitting import StoreOptions, fit
 from flawflow.histories import branch_checkpoints
-from flawflow.recipe import Recipe
+from flawflow.recipe import LEARNED, Recipe
 from flawflow.store import make_key
 from flawflow.types import Category
 
@@ -250,8 +250,9 @@ def _cost_lines(table: Mapping[str, Any], setting: Setting) -> list[str]:
 
 def _looks(recipe: Recipe) -> str:
     """What an inspection takes more than the table says; empty for one network in one view."""
-    looks = recipe.looks
-    return f"This is the first look; the recipe takes {looks}, through {recipe.networks}. " if looks > 1 else ""
+    looks, mirrored = recipe.looks, recipe.second_look == LEARNED
+    more = f", and twice as many where mirror images are learned of up to {recipe.mirrors - 1} good ones" * mirrored
+    return f"This is the first look; the recipe takes {looks}, through {recipe.networks}{more}. " if looks > 1 else ""
 
 
 def _notes(dataset: str, absent: Sequence[str], setting: Setting) -> list[str]:

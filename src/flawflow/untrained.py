@@ -71,7 +71,7 @@ def standardise(flow: Flow, known: Moments) -> None:
         noise = flow.whitening.noise.double()
     if flow.places is not None:
         by = scale[:, None, None]
-        for view, (total, squares, count) in enumerate(known.places):
+        for view, (total, squares, count) in zip(range(flow.views), known.places, strict=True):
             flow.places.fit(by * total, by.square() * squares, count, noise[:, None, None], view)
 
 

@@ -4,7 +4,7 @@ The same modules as the detector's, but for two that search: the memory compares
 the detector would have asked, and the image score sorts once.
 """
 
-from itertools import pairwise, product
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -101,17 +101,14 @@ class DetectorGraph(nn.Module):
         self.recipe = detector.recipe
         limits = detector.calibration.level_limits
         self.shown = self.recipe.shown
-        shift = self.recipe.scoring.shift
-        self.ways = [
-            list(product(self.recipe.poses, enumerate(branch.backbone.views(shift)))) for branch in detector.branches
-        ]
+        self.ways = [branch.ways(self.recipe) for branch in detector.branches]
         self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
         self.branches = nn.ModuleList(BranchGraph(branch) for branch in detector.branches)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         scoring, maps, scores, drawn = self.recipe.scoring, [], [], []
         for branch, limit, shown, ways in zip(self.branches, self.limits, self.shown, self.ways, strict=True):
-            for pose, (view, (dy, dx)) in ways:
+            for pose, view, (dy, dx) in ways:
                 seen = branch(shifted(posed(pixels, pose), dy, dx), scoring.score, view)
                 large = [posed(self._enlarged(one, dy, dx), pose)[0] for one in seen]
                 maps += large[-1:] * shown  # a flow that draws comes after the one that scores
