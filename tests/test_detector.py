@@ -29,7 +29,7 @@ from flawflow.inspection import NOTHING
 from flawflow.recipe import Recipe
 from flawflow.reference import Row
 from flawflow.roi import Roi
-from flawflow.scoring import ScoringConfig, image_levels, image_scores
+from flawflow.scoring import ScoringConfig, image_levels, image_scores, without_glare
 from flawflow.watching import follow, followed, noting
 
 CPU = torch.device("cpu")
@@ -344,6 +344,24 @@ def test_regions_can_only_lower_the_score_of_several_looks() -> None:
     assert np.isnan(part.anomaly_map[:, :20]).all() and not np.isnan(part.anomaly_map[:, 20:]).any()
 
 
+def test_what_is_ignored_dims_nothing() -> None:
+    detector = make_detector(RECIPE.change({"scoring.glare": "0.5"}))
+    image = pictures(1)[0][:64, :64]
+    drawn = detector.inspect(image)[0].anomaly_map
+    good_map = (float(np.median(drawn)), float(np.quantile(drawn, 0.9)))
+    detector.calibration = replace(detector.calibration, good_map=good_map)
+    dimmed = detector.inspect(image)[0].anomaly_map
+    expected = without_glare(torch.from_numpy(drawn), torch.tensor(drawn.max()), good_map, 0.5)
+    np.testing.assert_allclose(dimmed, expected, rtol=1e-5)
+    mask = np.ones((64, 64), np.bool_)
+    row, column = divmod(int(drawn.argmax()), 64)
+    mask[max(0, row - 6) : row + 7, max(0, column - 6) : column + 7] = False
+    part = detector.inspect(image, roi=Roi(mask=mask))[0].anomaly_map
+    bright = ~np.isnan(part) & (drawn > good_map[0])
+    assert bright.any() and (part[bright] > dimmed[bright]).all()
+    assert np.nanmax(part) < dimmed.max()  # an ignored region can lower a peak, never raise one
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_truncated_file_is_an_error_at_every_length(file: Path, tmp_path: Path, data: st.DataObject) -> None:
@@ -429,6 +447,10 @@ def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
         {"calibration": "{}"},
         {"calibration": json.dumps({"image_scores": 3, "map_median": 0, "map_high": 0})},
         {"calibration": json.dumps({"image_scores": [], "map_median": 0, "map_high": 0, "more": 1})},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0, good_map=(2.0, 2.0))))},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": [1.0]})},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": "far"})},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": [0.0, float("nan")]})},
         {"provenance": None},
         {"provenance": "3"},
     ],

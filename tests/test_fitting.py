@@ -119,6 +119,20 @@ def test_no_level_counts_as_higher_than_a_training_images(product: Path) -> None
     assert limit == pytest.approx(highest, rel=0.01)  # features are kept in half precision
 
 
+def test_glare_is_measured_by_maps_of_held_out_images_and_taken_from_every_map(product: Path) -> None:
+    plain = small_fit(product)
+    detector = small_fit(product, RECIPE.change({"scoring.glare": "0.4"}))
+    _, held = split(open_folder(product, 0), RECIPE, None, 0)
+    files = [sample.path for sample in held]
+    assert plain.calibration.good_map is None
+    assert detector.calibration.good_map == (plain.calibration.map_median, plain.calibration.map_high)
+    before, after = plain.inspect(files), detector.inspect(files)
+    assert [one.score for one in before] == [one.score for one in after]
+    assert list(detector.calibration.map_peaks) == sorted(float(one.anomaly_map.max()) for one in after)
+    assert max(detector.calibration.map_peaks) < max(plain.calibration.map_peaks)
+    assert detector.calibration.map_high < plain.calibration.map_high
+
+
 def test_choosing_on_test_images_is_labelled(product: Path) -> None:
     detector = small_fit(product, select_on_test=True)
     assert detector.provenance["selected_on"] == "test images"

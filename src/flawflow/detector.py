@@ -108,7 +108,8 @@ class Detector:
         def network(images: Sequence[Image]) -> Tensor:
             return look(self.branches, self.recipe, images, self.device)
 
-        return Scorer(self.recipe, grid_of(self.branches), self.calibration.level_limits, network)
+        known = self.calibration
+        return Scorer(self.recipe, grid_of(self.branches), known.level_limits, known.good_map, network)
 
     def cell_size(self, shape: tuple[int, int]) -> tuple[float, float]:
         """Height and width of a cell of the map, in pixels of an image of (height, width)."""

@@ -1,5 +1,6 @@
 """What inspection says of an image, and the scores of good images that it is judged by; nothing here needs PyTorch."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,6 +42,8 @@ class Calibration:
         level_limits: for each branch the highest level of a training image, see `scoring.image_scores`; none where
             scores have no level. Of a training image, because what calibrates the scores must not enter into them.
         budget: the false-alarm budget that verdicts keep unless another one is named.
+        good_map: median and 99.9 % quantile of good images' maps as the networks draw them, by which glare is taken
+            from maps (`scoring.without_glare`); the fit finds them once; None = maps stay as they are drawn.
     """
 
     image_scores: tuple[float, ...]
@@ -49,6 +52,7 @@ class Calibration:
     map_high: float
     level_limits: tuple[float, ...] = ()
     budget: Budget = field(default_factory=Budget)
+    good_map: tuple[float, float] | None = None
 
     def counting(self, found: Iterable[Inspection], start_anew: bool) -> "Calibration":
         """A calibration by these good images beside those that count already, or in their place.
@@ -77,8 +81,14 @@ class Calibration:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Calibration":
-        """Read back what `asdict` gave. Raises TypeError or OptionError for what does not fit."""
+        """Read back what `asdict` gave. Raises TypeError, ValueError or OptionError for what does not fit."""
         rows = {name: tuple(values[name]) for name in ("image_scores", "map_peaks", "level_limits")}
+        good_map = values.get("good_map")
+        if good_map is not None:
+            median, high = good_map
+            if not (median < high < math.inf):
+                raise ValueError(f"good images' maps from {median} to {high}")
+            rows["good_map"] = (median, high)
         return Calibration(**{**values, **rows, "budget": Budget(**values["budget"])})
 
 

@@ -314,7 +314,7 @@ def default() -> Recipe:
             evaluate_every=0,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25, few=16),
+        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25, few=16, glare=0.33),
         versions=0,
         twins=448,
         mirrors=32,
@@ -356,7 +356,7 @@ def filters() -> Recipe:
             blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, floor=0.001, memory=0.05
         ),
         # One view: a mirrored edge is no weave that a filter bank knows, and a second view costs more than it gains.
-        scoring=ScoringConfig(score="nll", sigma=1.0),
+        scoring=ScoringConfig(score="nll", sigma=1.0, glare=0.33),
         blur=0.0,
         smaller=0.0,
     )

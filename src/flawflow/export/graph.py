@@ -15,7 +15,7 @@ from flawflow.detector import Detector
 from flawflow.features import posed, shifted
 from flawflow.flow import Flow, Memory
 from flawflow.flow.memory import FAR
-from flawflow.scoring import enlarge, location_scores, smooth
+from flawflow.scoring import enlarge, location_scores, smooth, without_glare
 
 
 class DenseMemory(nn.Module):
@@ -100,6 +100,7 @@ class DetectorGraph(nn.Module):
         super().__init__()
         self.recipe = detector.recipe
         limits = detector.calibration.level_limits
+        self.good_map = detector.calibration.good_map
         self.shown = self.recipe.shown
         self.ways = [branch.ways(self.recipe) for branch in detector.branches]
         self.limits: tuple[float | None, ...] = limits or (None,) * len(detector.branches)
@@ -117,7 +118,10 @@ class DetectorGraph(nn.Module):
         score = torch.stack(scores).mean()
         if drawn and scoring.drawn:
             score = torch.lerp(score, torch.stack(drawn).mean(), scoring.drawn)
-        return torch.stack(maps).mean(dim=0), score
+        drawing = torch.stack(maps).mean(dim=0)
+        if self.good_map is not None:
+            drawing = without_glare(drawing, drawing.max(), self.good_map, scoring.glare)
+        return drawing, score
 
     def _enlarged(self, seen: Tensor, dy: int, dx: int) -> Tensor:
         return enlarge(smooth(seen, self.recipe.scoring.sigma), self.recipe.size, -dy, -dx)
