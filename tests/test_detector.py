@@ -24,12 +24,13 @@ from flawflow.calibration import Budget, decide
 from flawflow.detector import Calibration, Detector, resolve_device
 from flawflow.errors import DetectorFileError, ImageError, OptionError, OutputError, WeightsError
 from flawflow.flow import Flow, FlowConfig
+from flawflow.glare import without_glare
 from flawflow.images import resize_image
 from flawflow.inspection import NOTHING
 from flawflow.recipe import Recipe
 from flawflow.reference import Row
-from flawflow.roi import Roi
-from flawflow.scoring import ScoringConfig, image_levels, image_scores, without_glare
+from flawflow.roi import Roi, Zone
+from flawflow.scoring import ScoringConfig, image_levels, image_scores
 from flawflow.watching import follow, followed, noting
 
 CPU = torch.device("cpu")
@@ -345,13 +346,13 @@ def test_regions_can_only_lower_the_score_of_several_looks() -> None:
 
 
 def test_what_is_ignored_dims_nothing() -> None:
-    detector = make_detector(RECIPE.change({"scoring.glare": "0.5"}))
+    detector = make_detector(RECIPE.change({"scoring.glare": "2"}))
     image = pictures(1)[0][:64, :64]
     drawn = detector.inspect(image)[0].anomaly_map
     good_map = (float(np.median(drawn)), float(np.quantile(drawn, 0.9)))
     detector.calibration = replace(detector.calibration, good_map=good_map)
     dimmed = detector.inspect(image)[0].anomaly_map
-    expected = without_glare(torch.from_numpy(drawn), torch.tensor(drawn.max()), good_map, 0.5)
+    expected = without_glare(drawn, drawn.max(), good_map, 2.0)
     np.testing.assert_allclose(dimmed, expected, rtol=1e-5)
     mask = np.ones((64, 64), np.bool_)
     row, column = divmod(int(drawn.argmax()), 64)
@@ -360,6 +361,21 @@ def test_what_is_ignored_dims_nothing() -> None:
     bright = ~np.isnan(part) & (drawn > good_map[0])
     assert bright.any() and (part[bright] > dimmed[bright]).all()
     assert np.nanmax(part) < dimmed.max()  # an ignored region can lower a peak, never raise one
+    # What is played down dims as little as it then counts.
+    left, top, right, bottom = max(0, column - 6), max(0, row - 6), min(64, column + 7), min(64, row + 7)
+    stamp = ((left, top), (right, top), (right, bottom), (left, bottom))
+    little = detector.inspect(image, roi=Roi((Zone("stamp", stamp, "weigh", 1e-4),)))[0].anomaly_map
+    np.testing.assert_allclose(little[bright], part[bright], rtol=1e-3)
+
+
+def test_what_drift_is_told_from_is_not_moved_by_one_place() -> None:
+    plain = make_detector(RECIPE.change({"scoring.glare": "2"}))
+    image = pictures(1)[0][:64, :64]
+    drawn = follow(plain, image)
+    plain.calibration = replace(plain.calibration, good_map=(0.0, 1.0))
+    dimmed = follow(plain, image)
+    assert not np.array_equal(drawn[0].anomaly_map, dimmed[0].anomaly_map)
+    assert np.array_equal(drawn[1], dimmed[1])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -450,6 +466,8 @@ def test_another_version_is_named(file: Path, tmp_path: Path) -> None:
         {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0, good_map=(2.0, 2.0))))},
         {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": [1.0]})},
         {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": "far"})},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": [0.0, 10**400]})},
+        {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": [float("-inf"), 1.0]})},
         {"calibration": json.dumps(asdict(Calibration((), (), 0.0, 1.0)) | {"good_map": [0.0, float("nan")]})},
         {"provenance": None},
         {"provenance": "3"},

@@ -113,12 +113,8 @@ def fitted(recipe: Recipe, weights: Path | None = None) -> Detector:
             flow.memory.fit(z[image, :, row, column], torch.stack([row, column], 1), image, threshold)
     limits = (1e3, 2e3)[: len(detector.branches)] if recipe.scoring.level else ()
     detector.calibration = replace(NOTHING, level_limits=limits, budget=Budget(0.3, None))
-    known = detector.calibration.counting(detector.inspect(images), start_anew=True)
-    if recipe.scoring.glare:
-        detector.calibration = replace(known, good_map=(known.map_median, known.map_high))
-        known = detector.calibration.counting(detector.inspect(images), start_anew=True)
-        assert known.map_high < detector.calibration.map_high
-    detector.calibration = known
+    detector.calibration = detector.calibration.counting(detector.inspect(images), True, recipe.scoring.glare)
+    assert (detector.calibration.good_map is None) == (recipe.scoring.glare == 0)
     return detector
 
 
@@ -132,7 +128,7 @@ SMALL = Recipe(
     size=64,
     backbone=BackboneSpec("filters", (1, 2), stride=8),
     flow=WITH_MEMORY,
-    scoring=ScoringConfig("nll", sigma=0.7, top=0.01, level=0.8, shift=0.25, glare=0.33),
+    scoring=ScoringConfig("nll", sigma=0.7, top=0.01, level=0.8, shift=0.25, glare=3.0),
 )
 
 

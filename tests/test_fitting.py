@@ -121,7 +121,7 @@ def test_no_level_counts_as_higher_than_a_training_images(product: Path) -> None
 
 def test_glare_is_measured_by_maps_of_held_out_images_and_taken_from_every_map(product: Path) -> None:
     plain = small_fit(product)
-    detector = small_fit(product, RECIPE.change({"scoring.glare": "0.4"}))
+    detector = small_fit(product, RECIPE.change({"scoring.glare": "2"}))
     _, held = split(open_folder(product, 0), RECIPE, None, 0)
     files = [sample.path for sample in held]
     assert plain.calibration.good_map is None

@@ -23,6 +23,7 @@ from flawflow.detector import Detector
 from flawflow.errors import ImageError, InputError, OptionError
 from flawflow.evaluation import evaluate
 from flawflow.files import digest
+from flawflow.glare import without_glare
 from flawflow.images import read_image, write_image
 from flawflow.recalibration import recalibrate
 from flawflow.roi import Roi, RoiMismatch, Zone, read_zones
@@ -125,11 +126,18 @@ def test_an_image_that_the_regions_do_not_fit_is_named(whole: Path, tiled: Path,
 
 def test_an_ignored_place_changes_nothing_of_the_rest(whole: Path, stone: Path) -> None:
     detector = Detector.load(whole, device="cpu")
-    image = read_image(a_defect(stone))
-    inside = detector.inspect(image, roi=Roi((Zone("a", LEFT, "ignore"),)))[0].anomaly_map
-    plain = detector.inspect(image)[0].anomaly_map
-    assert np.isnan(inside[:, :32]).all() and not np.isnan(inside[:, 32:]).any()
-    np.testing.assert_allclose(inside[:, 32:], plain[:, 32:], rtol=1e-5, atol=1e-3)
+    image, known = read_image(a_defect(stone)), detector.calibration
+    assert known.good_map is not None
+    for good_map in (None, known.good_map):
+        detector.calibration = replace(known, good_map=good_map)
+        inside = detector.inspect(image, roi=Roi((Zone("a", LEFT, "ignore"),)))[0].anomaly_map
+        plain = detector.inspect(image)[0].anomaly_map
+        assert np.isnan(inside[:, :32]).all() and not np.isnan(inside[:, 32:]).any()
+        if good_map is None:
+            drawn = plain[:, 32:]
+        # … but the glare of its own places: that of what is ignored is not there.
+        expected = drawn if good_map is None else without_glare(drawn, drawn.max(), good_map, 3.0)
+        np.testing.assert_allclose(inside[:, 32:], expected, rtol=1e-5, atol=1e-3)
 
 
 def test_adapted_detectors_are_calibrated_as_they_inspect(whole: Path, tiled: Path, stone: Path) -> None:

@@ -80,7 +80,8 @@ def adapt(
     check_tiling(detector, tiling)
     changed = copy.copy(detector)
     changed.recipe = detector.recipe if tiling is None else replace(detector.recipe, tiling=tiling)
+    changed.calibration = replace(detector.calibration, good_map=None)
     # Mapped, so that no image stays until the next one has been decoded.
     found = chain.from_iterable(map(partial(changed.inspect, roi=roi), good))
-    changed.calibration = detector.calibration.counting(found, start_anew=True)
+    changed.calibration = detector.calibration.counting(found, True, detector.recipe.scoring.glare)
     return changed

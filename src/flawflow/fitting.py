@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ Say = Callable[[str], None]
 LEAST_IMAGES = 4
 # Added to the seed of held-out images, so that no defect on them repeats one that was trained on.
 HELD_OUT_SEED = 1_000_003
-_FEW = 8  # held-out images that tell how high good maps reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +163,7 @@ def fit(
 
 
 def _calibrate(detector: Detector, held_out: ImageSource) -> None:
-    """Inspect the held-out images once, for what is promised and for what drift is told from; the first few twice, for
-    by their maps all others are freed from glare."""
-    if detector.recipe.scoring.glare:
-        few = islice(whole_images(held_out), _FEW)
-        first = NOTHING.counting(chain.from_iterable(map(detector.inspect, few)), start_anew=True)
-        if first.map_median < first.map_high:
-            detector.calibration = replace(detector.calibration, good_map=(first.map_median, first.map_high))
+    """Inspect the held-out images once, for what is promised and for what drift is told from."""
     good = whole_images(held_out)
     rows: list[Row] = []
     found: Iterator[Inspection]
@@ -178,7 +171,7 @@ def _calibrate(detector: Detector, held_out: ImageSource) -> None:
         found = chain.from_iterable(map(detector.inspect, good))
     else:
         found = noting(followed(detector, good), rows)
-    detector.calibration = detector.calibration.counting(found, start_anew=True)
+    detector.calibration = detector.calibration.counting(found, start_anew=True, glare=detector.recipe.scoring.glare)
     detector.reference = Reference(tuple(rows)) if rows else None
 
 

@@ -1,6 +1,5 @@
 """What inspection says of an image, and the scores of good images that it is judged by; nothing here needs PyTorch."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +9,10 @@ from numpy.typing import NDArray
 
 from flawflow.calibration import Budget
 from flawflow.errors import InputError
+from flawflow.glare import without_glare
 from flawflow.types import AnomalyMap
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,9 @@ class Inspection:
         score: the raw image score, higher = more anomalous; nats for the score ``nll``; never clipped.
         p_value: share of normal images that would score as high, in (0, 1]: conformal, from held-out good images.
         is_defective: the verdict: whether the score is above the threshold of the false-alarm budget.
-        anomaly_map: float32 (size, size), higher = more anomalous, in the units of the score; of a detector with tiles
-            (⌈H / pitch⌉, ⌈W / pitch⌉), see `scorer.Scorer`. NaN where a region of interest leaves out a place.
+        anomaly_map: float32 (size, size), higher = more anomalous; in the units of the score, but for the glare that
+            is taken from it, see `glare.without_glare`. Of a detector with tiles (⌈H / pitch⌉, ⌈W / pitch⌉), see
+            `scorer.Scorer`. NaN where a region of interest leaves out a place.
     """
 
     score: float
@@ -43,7 +46,8 @@ class Calibration:
             scores have no level. Of a training image, because what calibrates the scores must not enter into them.
         budget: the false-alarm budget that verdicts keep unless another one is named.
         good_map: median and 99.9 % quantile of good images' maps as the networks draw them, by which glare is taken
-            from maps (`scoring.without_glare`); the fit finds them once; None = maps stay as they are drawn.
+            from maps (`glare.without_glare`); found by the held-out images of the fit, or by those that calibrate other
+            tiles or regions; None = maps stay as they are drawn.
     """
 
     image_scores: tuple[float, ...]
@@ -54,30 +58,44 @@ class Calibration:
     budget: Budget = field(default_factory=Budget)
     good_map: tuple[float, float] | None = None
 
-    def counting(self, found: Iterable[Inspection], start_anew: bool) -> "Calibration":
+    def counting(self, found: Iterable[Inspection], start_anew: bool, glare: float = 0.0) -> "Calibration":
         """A calibration by these good images beside those that count already, or in their place.
 
         The colours of heat maps change only where it starts anew. No map is kept.
+
+        Args:
+            found: what was inspected.
+            start_anew: drop the images that counted until now.
+            glare: of maps as they are drawn, from which glare is yet to be taken: ``good_map`` is found by them, and
+                they count without it; 0 = they count as they are.
 
         Raises:
             InputError: it is to start anew from no images.
         """
         scores: list[float] = []
-        peaks: list[float] = []
+        peaks: list[np.float32] = []
         values: list[NDArray[np.float32]] = []
         for one in found:
             scores.append(one.score)
-            peaks.append(float(np.nanmax(one.anomaly_map)))
+            peaks.append(np.nanmax(one.anomaly_map))
             if start_anew:
                 some = one.anomaly_map[::4, ::4]
                 values.append(some[~np.isnan(some)])
         if not start_anew:
-            scores, peaks = [*self.image_scores, *scores], [*self.map_peaks, *peaks]
-            return replace(self, image_scores=_row(scores), map_peaks=_row(peaks))
+            known = [*self.map_peaks, *map(float, peaks)]
+            return replace(self, image_scores=_row([*self.image_scores, *scores]), map_peaks=_row(known))
         if not scores:
             raise InputError("no good images to calibrate on: expected at least one")
+        good_map = self.good_map
+        if glare:
+            median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
+            good_map = (median, high) if -_LARGEST < median < high < _LARGEST else None
+        if glare and good_map:
+            values = [without_glare(some, peak, good_map, glare) for some, peak in zip(values, peaks, strict=True)]
+            peaks = [without_glare(peak, peak, good_map, glare) for peak in peaks]
         median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-        return replace(self, image_scores=_row(scores), map_peaks=_row(peaks), map_median=median, map_high=high)
+        rows = {"image_scores": _row(scores), "map_peaks": _row([float(peak) for peak in peaks])}
+        return replace(self, **rows, map_median=median, map_high=high, good_map=good_map)
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Calibration":
@@ -86,9 +104,9 @@ class Calibration:
         good_map = values.get("good_map")
         if good_map is not None:
             median, high = good_map
-            if not (median < high < math.inf):
+            if not -_LARGEST < median < high < _LARGEST:
                 raise ValueError(f"good images' maps from {median} to {high}")
-            rows["good_map"] = (median, high)
+            rows["good_map"] = (float(median), float(high))
         return Calibration(**{**values, **rows, "budget": Budget(**values["budget"])})
 
 

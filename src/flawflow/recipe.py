@@ -114,7 +114,7 @@ class Recipe:
             its own there; 0 = it does not. A smaller copy tells whether something is odd rather than where: it takes
             part in the score, not in the map.
         beside: another network, which comes with the package or is the first one otherwise tapped, and gets a flow of
-            its own. Maps and scores are the means of all, in nats.
+            its own. Scores, and maps before glare is taken from them, are the means of all, in nats.
     """
 
     name: str = "default"
@@ -314,7 +314,7 @@ def default() -> Recipe:
             evaluate_every=0,
             patience=0,
         ),
-        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25, few=16, glare=0.33),
+        scoring=ScoringConfig(score="nll", top=0.01, level=0.9, shift=0.25, few=16, glare=3.0),
         versions=0,
         twins=448,
         mirrors=32,
@@ -356,7 +356,7 @@ def filters() -> Recipe:
             blocks=4, subnet="local", hidden=32, dropout=0.0, clamp=0.3, whiten=True, floor=0.001, memory=0.05
         ),
         # One view: a mirrored edge is no weave that a filter bank knows, and a second view costs more than it gains.
-        scoring=ScoringConfig(score="nll", sigma=1.0, glare=0.33),
+        scoring=ScoringConfig(score="nll", sigma=1.0, glare=3.0),
         blur=0.0,
         smaller=0.0,
     )

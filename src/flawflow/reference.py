@@ -37,24 +37,24 @@ class Reference:
         return Reference(tuple(tuple(map(float, row)) for row in values["rows"]))
 
 
-def statistics(image: Image, anomaly_map: AnomalyMap, score: float, latents: Sequence[Tensor]) -> Rows:
+def statistics(image: Image, drawn: AnomalyMap, score: float, latents: Sequence[Tensor]) -> Rows:
     """One image as a row, float64 (9,), in the order of `STATISTICS`.
 
     All but the score are medians over the places of the image, or as robust: a single defect hardly moves them.
 
     - score: the image score, in its units
-    - level: median of the anomaly map
+    - level: median of the map as it is drawn, whose glare, that of a single place, has not been taken from it
     - latent_energy: median over places of mean_c z², 1 for what the flow takes as normal
     - latent_offset: mean over channels of (median over places of z)²: any common shift of the latent raises it
     - the rest: see `drift.photometry`
 
     Args:
         image: uint8 RGB (S, S, 3), of the detector's input size.
-        anomaly_map: float32 (S, S).
+        drawn: float32 (S, S), see `scorer.Scorer.drawn`.
         score: of the image.
         latents: z (C, h, w) of each look that scores the image.
     """
     energies = [float(z.square().mean(dim=0).median()) for z in latents]
     offsets = [float(z.flatten(1).median(dim=1).values.square().mean()) for z in latents]
-    own = [score, float(np.median(anomaly_map)), np.mean(energies), np.mean(offsets)]
+    own = [score, float(np.median(drawn)), np.mean(energies), np.mean(offsets)]
     return np.concatenate([own, photometry(image)])

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flawflow.glare import without_glare
 from flawflow.images import check_image, read_image, resize_image
 from flawflow.recipe import Recipe
 from flawflow.roi import Roi, RoiMismatch, weigh
-from flawflow.scoring import image_levels, image_scores, without_glare
+from flawflow.scoring import image_levels, image_scores
 from flawflow.tiling import bounded_pitch, cell_pitch, plan_tiles, tiled_map
 from flawflow.types import AnomalyMap, Image
 
@@ -28,8 +29,8 @@ class Scorer:
         recipe: says whether images are cut into tiles, and what the score is.
         grid: height and width of the flow's grid, cells.
         level_limits: of each branch, see `scoring.image_scores`; none = no limit.
-        good_map: median and 99.9 % quantile of good images' maps, see `scoring.without_glare`; none = maps stay as the
-            networks draw them.
+        good_map: median and 99.9 % quantile of good images' maps, see `glare.without_glare`; None = maps stay as they
+            are drawn.
         network: the maps (B, L, size, size) that the looks at images of the input size give, see `branch.look`.
     """
 
@@ -76,24 +77,21 @@ class Scorer:
                 raise RoiMismatch(f"{file}: {error}") from error
         return image
 
-    def shown(self, looks: NDArray[np.float32], counting: NDArray[np.bool_] | None = None) -> AnomalyMap:
-        """The anomaly map (h, w) of the looks (L, h, w): the mean of those that draw, or by branches that are shown.
-
-        Args:
-            looks: see `branch.look`.
-            counting: (h, w) which places can dim the others, see `scoring.without_glare`; None = all.
-        """
+    def drawn(self, looks: NDArray[np.float32]) -> AnomalyMap:
+        """The map (h, w) of the looks (L, h, w): the mean of those that draw, or by branches that are shown."""
         count, branches = self.recipe.looks, self.recipe.shown
         drawn = looks[count:]
         if not len(drawn):
             each = count // len(branches)
             drawn = looks[[one for one in range(count) if branches[one // each]]]
-        found = np.asarray(drawn[0] if len(drawn) == 1 else drawn.mean(axis=0), np.float32)
-        if self.good_map is None:
-            return found
-        seen = torch.from_numpy(found)
-        peak = seen.max() if counting is None else seen[torch.from_numpy(counting)].max()
-        return np.asarray(without_glare(seen, peak, self.good_map, self.recipe.scoring.glare))
+        return np.asarray(drawn[0] if len(drawn) == 1 else drawn.mean(axis=0), np.float32)
+
+    def shown(self, drawn: AnomalyMap, counting: NDArray[np.bool_] | None = None) -> AnomalyMap:
+        """The anomaly map (h, w) without glare; ``counting`` (h, w) = the places that can dim others, None = all."""
+        peak = drawn.max() if counting is None else drawn[counting].max()
+        if self.good_map is None or not np.isfinite(peak):
+            return drawn
+        return without_glare(drawn, peak, self.good_map, self.recipe.scoring.glare)
 
     def looks(self, images: Sequence[Image]) -> list[NDArray[np.float32]]:
         """What each look at images uint8 RGB (H, W, 3) of any size gives, ordered as in `branch.look`.
@@ -157,13 +155,14 @@ class Scorer:
         shape = (image.shape[0], image.shape[1])
         pitch = self._pitch(shape) if self.recipe.tiling.side else None
         if roi is None:
-            return float(self.image_scores(whole, pitch=pitch)), self.shown(raw)
+            return float(self.image_scores(whole, pitch=pitch)), self.shown(self.drawn(raw))
         sensitivity = self.sensitivity(roi, shape)
         scoring = raw if self.recipe.scoring.drawn else raw[: self.recipe.looks]
         weighed = np.stack([weigh(one, sensitivity) for one in scoring])
         score = float(self.image_scores(torch.from_numpy(weighed)[None], whole, pitch))
         counting = sensitivity > 0
-        return score, np.where(counting, weigh(self.shown(raw, counting), sensitivity), np.float32(np.nan))
+        found = self.shown(weigh(self.drawn(raw), sensitivity), counting)
+        return score, np.where(counting, found, np.float32(np.nan))
 
     def _pitch(self, shape: tuple[int, int]) -> int:
         return bounded_pitch(shape, self.recipe.tiling.side, self.pitch)

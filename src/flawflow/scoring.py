@@ -29,15 +29,15 @@ class ScoringConfig:
         level: … measured from this quantile of the image's own map, as far as good images reach; 0 = from zero.
         shift: two views, shifted along the diagonal by ± this share of a cell of the features' grid, below a half, and
             by a pixel at least; 0 = one view, as it is. The grids of two views at ±¼ interlace; at ±½ they would lie on
-            each other. Map and score are the means of the views'. The versions of the training images take turns
-            through the same views.
+            each other. Score, and map before glare is taken from it, are the means of the views'. The versions of the
+            training images take turns through the same views.
         drawn: share of the image score that the flow which draws has, where there is one: the mean of the same share of
             the highest values of its map, from zero; 0 = as ``few`` tells. It is the steadier one of few images
             (docs/experiments.md, "What the flow that draws scores").
         few: then ``drawn`` is ``few`` / (``few`` + images), with as many images, mirror images and tiles as are
             learned: as if that flow had as much to say as the other one has after so many; 0 = none.
-        glare: exponent, from 0 to below 1, by which a map is dimmed where its highest place stands out, see
-            `without_glare`; 0 = maps are left as they are.
+        glare: how far above the median of good maps, in the reaches of these, the highest place of a map begins to dim
+            the map, see `glare.without_glare`; 0 = maps stay as they are drawn.
     """
 
     score: str = "density"
@@ -67,8 +67,8 @@ class ScoringConfig:
             raise OptionError(
                 f"scoring.drawn is {self.drawn} and few {self.few}: expected a share in [0, 1], and 0 or more images"
             )
-        if not 0 <= self.glare < 1:
-            raise OptionError(f"scoring.glare is {self.glare}: expected an exponent from 0 to below 1")
+        if self.glare < 0:
+            raise OptionError(f"scoring.glare is {self.glare}: expected 0 or more")
 
     @property
     def views(self) -> int:
@@ -130,25 +130,6 @@ def _bilinear(cells: int, size: int, by: int, dtype: torch.dtype, device: torch.
     weights = np.maximum(0.0, 1 - np.abs(centres[:, None] - np.arange(cells)))
     with torch.inference_mode(False):  # or nothing but inspection could use what it has made
         return torch.from_numpy(weights if dtype == torch.float64 else weights.astype(np.float32)).to(device, dtype)
-
-
-def without_glare(drawn: Tensor, peak: Tensor, good_map: tuple[float, float], glare: float) -> Tensor:
-    """A map (…) in which what stands out far lifts less of what surrounds it.
-
-    A place is a square of the image to a network, whose likelihood falls with the square of what is odd there: the few
-    per cent of it that a gross defect leaks to its neighbours, and to the whole image, are more than a faint one has at
-    its heart. So what exceeds the median m of good images is divided by (1 + (peak − m) / r) ^ glare. Within an image
-    the order of places stays, and of two images the one with the higher peak keeps it.
-
-    Args:
-        drawn: the map.
-        peak: its highest value, of the places that count.
-        good_map: m, and the 99.9 % quantile of good images' maps, m + r, with r > 0.
-        glare: from 0, which changes nothing, to below 1.
-    """
-    median, high = good_map
-    reach = high - median
-    return median + (drawn - median) * (reach / (reach + (peak - median).clamp(min=0))) ** glare
 
 
 def image_scores(maps: Tensor, top: float = 0.0, level: float = 0.0, limit: float = math.inf) -> Tensor:

@@ -40,8 +40,9 @@ def follow(detector: Detector, image: Image | Path, budget: Budget | None = None
     score = float(detector.scorer.image_scores(looks)[0])
     normals = np.asarray(detector.calibration.image_scores)
     line = detector.decision(budget).threshold
-    found = Inspection(score, p_value(score, normals), score > line, detector.scorer.shown(looks[0].numpy()))
-    return found, statistics(array, found.anomaly_map, score, [z[0] for z in latents])
+    drawn = detector.scorer.drawn(looks[0].numpy())
+    found = Inspection(score, p_value(score, normals), score > line, detector.scorer.shown(drawn))
+    return found, statistics(array, drawn, score, [z[0] for z in latents])
 
 
 def followed(detector: Detector, images: Iterable[Image]) -> Iterator[tuple[Inspection, Row]]:

@@ -15,7 +15,8 @@ from flawflow.detector import Detector
 from flawflow.features import posed, shifted
 from flawflow.flow import Flow, Memory
 from flawflow.flow.memory import FAR
-from flawflow.scoring import enlarge, location_scores, smooth, without_glare
+from flawflow.glare import without_glare
+from flawflow.scoring import enlarge, location_scores, smooth
 
 
 class DenseMemory(nn.Module):
