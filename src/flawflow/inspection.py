@@ -82,20 +82,20 @@ class Calibration:
                 some = one.anomaly_map[::4, ::4]
                 values.append(some[~np.isnan(some)])
         if not start_anew:
-            known = [*self.map_peaks, *map(float, peaks)]
-            return replace(self, image_scores=_row([*self.image_scores, *scores]), map_peaks=_row(known))
+            scores, highest = [*self.image_scores, *scores], [*self.map_peaks, *map(float, peaks)]
+            return replace(self, image_scores=_row(scores), map_peaks=_row(highest))
         if not scores:
             raise InputError("no good images to calibrate on: expected at least one")
         good_map = self.good_map
         if glare:
-            median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
+            median, high = _middle_and_high(values)
             good_map = (median, high) if -_LARGEST < median < high < _LARGEST else None
         if glare and good_map:
             values = [without_glare(some, peak, good_map, glare) for some, peak in zip(values, peaks, strict=True)]
             peaks = [without_glare(peak, peak, good_map, glare) for peak in peaks]
-        median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
-        rows = {"image_scores": _row(scores), "map_peaks": _row([float(peak) for peak in peaks])}
-        return replace(self, **rows, map_median=median, map_high=high, good_map=good_map)
+        median, high = _middle_and_high(values)
+        new = replace(self, map_median=median, map_high=high, good_map=good_map)
+        return replace(new, image_scores=_row(scores), map_peaks=_row([*map(float, peaks)]))
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Calibration":
@@ -112,6 +112,11 @@ class Calibration:
 
 NOTHING = Calibration((), (), 0.0, 1.0)
 """Before any good image has been scored."""
+
+
+def _middle_and_high(values: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    median, high = np.quantile(np.concatenate(values), (0.5, 0.999)).tolist()
+    return median, high
 
 
 def _row(values: Sequence[float]) -> tuple[float, ...]:
