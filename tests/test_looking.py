@@ -374,6 +374,7 @@ def test_one_large_image_is_held_at_a_time(
 def test_a_map_of_bounded_cells_is_scored_by_them(tiled: Path, stone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector.load(tiled, device="cpu")
     image = read_image(a_defect(stone))
+    detector.calibration = replace(detector.calibration, good_map=None)  # the map that scores, with its glare
     finest = detector.scorer.pitch
     monkeypatch.setattr("flawflow.tiling._MOST_CELLS", (160 // finest) ** 2 // 4)
     [one] = detector.inspect(image)
