@@ -1,4 +1,4 @@
-"""Laws of maps without glare: no order changes, good maps hardly do, and what is ignored or played down dims less."""
+"""Laws of maps without glare: no order changes, what surrounds a peak comes down, good images tell how far."""
 
 import math
 
