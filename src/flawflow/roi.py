@@ -158,11 +158,12 @@ def weigh(anomaly_map: AnomalyMap, sensitivity: AnomalyMap) -> AnomalyMap:
     """The map (h, w) in which what exceeds its median counts as often as the sensitivity says.
 
     Every value stays finite: at ignored places (0) it is at most the median. No value rises where the sensitivity is
-    at most 1.
+    at most 1, and none changes where it is 1, not by rounding either.
     """
     median = np.float32(np.median(anomaly_map))
     above = np.maximum(anomaly_map - median, 0)
-    return np.where(above > 0, median + above * sensitivity, anomaly_map).astype(np.float32)
+    changed = (above > 0) & (sensitivity != 1)
+    return np.where(changed, median + above * sensitivity, anomaly_map).astype(np.float32)
 
 
 def read_zones(path: Path) -> Roi:
